@@ -7,6 +7,7 @@ none, and it is made again. Line 1 is the SHA-256 of all that follows, line 2 de
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -81,18 +82,18 @@ def _content(header: bytes, arrays: Iterable[np.ndarray | Blocks]) -> Iterator[A
     yield bytes(ALIGNED)  # nothing at all could not be mapped
 
 
-def read_derived(path: Path, key: object, *, checked: bool = True) -> Derived | None:
+def read_derived(path: Path, key: object, *, most_checked: float = math.inf) -> Derived | None:
     """Content of a derived file; None if there is none, it has another key, or it is damaged.
 
     Args:
-        checked: whether to compare the digest, for which the whole file is read.
+        most_checked: bytes of a file up to which its digest is compared, for which the whole file is read.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            if checked and not _is_intact(file):
+            if os.fstat(file.fileno()).st_size <= most_checked and not _is_intact(file):
                 return None
             file.seek(DIGEST_LINE)
             header = json.loads(file.readline())

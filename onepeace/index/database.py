@@ -96,6 +96,11 @@ def build_again(folder: Path) -> str:
     return f"build it again: onepeace index build {shlex.quote(str(folder))} PATHS --force"
 
 
+def update_again(folder: Path) -> str:
+    """What to type for an index of which only a file that is derived from the database is damaged."""
+    return f"write it again: onepeace index update {shlex.quote(str(folder))}"
+
+
 class Damaged(UserError):
     """Error for an index that differs from what was written.
 

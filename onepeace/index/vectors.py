@@ -2,15 +2,16 @@
 
 Most vectors are mapped from files that are copied from the database, so that none is read when an index is opened:
 
-    vectors-TOKEN.bin   (n, E) float32 by ascending id, and (n,) `ROW`, what each vector is of (files/derived.py)
+    vectors-TOKEN.bin   the vectors by ascending id, and what each is of: `COLUMNS` (files/derived.py)
     lists-TOKEN.faiss   from `LARGE` vectors on, if FAISS is installed (extra `index`): inverted lists (Johnson et al.,
                         arXiv 1702.08734), which propose candidates that are compared exactly
 
 The database has their token, so files of another state are not used; the digest of a file up to `VERIFIED` bytes is
-compared when it is opened, that of a larger one by `index check`. What was added after they were written is read from
-the database (the tail), what was removed since is listed there (the table "gone").
+compared when it is opened, that of a larger one by `index check` and `index update`. What was added after they were
+written is read from the database (the tail), what was removed since is listed there (the table "gone").
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,21 +28,20 @@ import numpy as np
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
 from onepeace.files.derived import Blocks, read_derived, write_derived
-from onepeace.index.database import VECTOR, Damaged, Store
+from onepeace.files.sums import sha256_of
+from onepeace.index.database import VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
 
-ROW = np.dtype([("id", "<i8"), ("file", "<i8"), ("start", "<f8"), ("end", "<f8"), ("modality", "<i8")])
+COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality": "i1"}
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
 DERIVED = "derived"
 """Entry of the metadata with the token of the files, and the length and digests of the lists."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
-CHUNK = 1 << 20
-"""Bytes of a file that are read at once for its digest."""
 READ = 1 << 13
 """Vectors read from the database, or written to a file, at once."""
 MOST_CHANGES = 2000
@@ -57,14 +56,16 @@ PROBED = 32
 """Lists, and those that a query is compared with."""
 TRAINED = 100_000
 """Vectors that the centroids of the lists are found with."""
+LISTED = 2
+"""Candidates requested of the lists per vector wanted: they are compared in float16."""
 CANDIDATES = 10
-"""Candidates requested per vector wanted."""
+"""Candidates requested of a vector database per vector wanted: it does not know which files are allowed."""
 BLOCK = 1 << 14
 """Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would busy-wait."""
 ROUNDING = 1e-6
 GATHERED = 0.2
 """Share of rows below which gathering them is faster than comparing all."""
-LOST = "%s: not what was written, and not used; searching takes longer; to write it again: onepeace index update %s"
+LOST = "%s: not what was written, and not used; searching takes longer; %s"
 
 
 class Neighbours(NamedTuple):
@@ -83,13 +84,13 @@ def vectors_state(store: Store) -> str:
 
 
 def read(store: Store, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (k,) of type `ROW` and vectors (k, E) in the database with an id above ``after``, in blocks, one at least.
+    """`COLUMNS` (k,) and vectors (k, E) in the database with an id above ``after``, in blocks, one at least.
 
     Raises:
         Damaged: a value has another type or length.
     """
     blob = np.dtype((np.void, store.embed_dim * VECTOR.itemsize))
-    record = np.dtype([*ROW.descr, ("vector", blob)])
+    record = np.dtype([*COLUMNS.items(), ("vector", blob)])
     sql = 'SELECT id, file, "start", "end", modality, vector FROM vectors WHERE id > ? ORDER BY id LIMIT ?'
     while True:
         values = store.select(sql, (after, READ))
@@ -98,8 +99,7 @@ def read(store: Store, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
         except (TypeError, ValueError, OverflowError) as error:
             raise Damaged(store.folder, error) from error
         blobs = np.ascontiguousarray(records["vector"])
-        vectors = blobs.view(VECTOR).reshape(-1, store.embed_dim)
-        yield records[[*(ROW.names or ())]].astype(ROW), vectors
+        yield records, blobs.view(VECTOR).reshape(-1, store.embed_dim)
         if len(values) < READ:
             return
         after = values[-1][0]
@@ -121,42 +121,43 @@ class Files:
     """The derived files of one state of an index.
 
     Attributes:
-        rows: (n,) `ROW`; vectors: (n, E). If the files are missing or damaged, both are empty.
-        are_used: whether they are not.
+        columns: `COLUMNS` (n,); vectors: (n, E). If the file is missing or damaged, all are empty.
+        are_used: whether it is not.
     """
 
     def __init__(self, store: Store) -> None:
         about = json.loads(store.meta.get(DERIVED, "{}"))
         self.token: str = about.get("token", "")
-        self.path = store.folder / f"vectors-{self.token}.bin"
-        self.lists_path = store.folder / f"lists-{self.token}.faiss"
+        self.path, self.lists_path = _paths(store.folder, self.token)
         self._lists_about = about.get("lists")
-        self.rows = np.empty(0, ROW)
-        self.vectors = np.empty((0, store.embed_dim), VECTOR)
-        self._size = self.path.stat().st_size if self.path.exists() else 0
-        content = read_derived(self.path, self.token, checked=self._size <= VERIFIED) if self._size else None
+        content = read_derived(self.path, _key(self.token), most_checked=VERIFIED) if self.token else None
         self.are_used = content is not None
+        self._sizes: dict[Path, int] = {}
+        """Bytes of the files that are mapped."""
+        self.columns = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
+        self.vectors = np.empty((0, store.embed_dim), VECTOR)
         if content is not None:
-            self.rows = content.arrays["rows"].view(ROW)
+            self.columns = {name: content.arrays[name] for name in COLUMNS}
             self.vectors = content.arrays["vectors"]
+            self._sizes[self.path] = self.path.stat().st_size
         elif self.token:
-            log.warning(LOST, self.path, store.folder)
+            log.warning(LOST, self.path, update_again(store.folder))
 
     def are_whole(self) -> bool:
         """Whether none was cut short while it is mapped; reading past the end of one is a bus error."""
-        if self.are_used and self.path.exists() and self.path.stat().st_size < self._size:
-            return False
-        return self.lists is None or not self.lists_path.exists() or self._lists_are_whole()
+        return all(not path.exists() or path.stat().st_size >= size for path, size in self._sizes.items())
 
-    def _lists_are_whole(self) -> bool:
-        return self.lists_path.stat().st_size == self._lists_about["size"]
+    @property
+    def last(self) -> int:
+        """The largest id."""
+        return int(self.columns["id"][-1]) if len(self.vectors) else 0
 
     def faults(self) -> Iterator[str]:
         """Yield one line for each file that is not what was written; reads all of them."""
-        if self.token and read_derived(self.path, self.token) is None:
+        if self.token and read_derived(self.path, _key(self.token)) is None:
             yield f"{self.path.name} is not what was written"
         if self._lists_about and (
-            not self.lists_path.exists() or digest_of(self.lists_path) != self._lists_about["digest"]
+            not self.lists_path.exists() or sha256_of(self.lists_path) != self._lists_about["digest"]
         ):
             yield f"{self.lists_path.name} is not what was written"
 
@@ -165,27 +166,33 @@ class Files:
         """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
         if not self.are_used or not self._lists_about or not self.lists_path.exists():
             return None
-        # FAISS reads beyond the end of a file whose head is damaged; damage elsewhere only costs candidates.
-        head = digest_of(self.lists_path, head_bytes(self.vectors.shape[1]))
-        if not self._lists_are_whole() or head != self._lists_about["head"]:
-            log.warning(LOST, self.lists_path, self.lists_path.parent)
+        # FAISS reads beyond the end of a file that is cut off, or whose head is damaged; damage elsewhere only costs
+        # candidates.
+        head = _digest_of_head(self.lists_path, self.vectors.shape[1])
+        if self.lists_path.stat().st_size != self._lists_about["size"] or head != self._lists_about["head"]:
+            log.warning(LOST, self.lists_path, update_again(self.lists_path.parent))
             return None
         faiss = _faiss()
         if faiss is None:
             return None
+        self._sizes[self.lists_path] = self._lists_about["size"]
         return faiss.read_index(os.fspath(self.lists_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
 
-def digest_of(path: Path, most: int = -1) -> str:
-    """Digest of a file, or of its first bytes."""
-    digest = blake2b(digest_size=16)
+def _paths(folder: Path, token: str) -> tuple[Path, Path]:
+    """Names of the derived files of a token."""
+    return folder / f"vectors-{token}.bin", folder / f"lists-{token}.faiss"
+
+
+def _key(token: str) -> list[str]:
+    """Key of the file of vectors of a token."""
+    return [token, *COLUMNS]
+
+
+def _digest_of_head(path: Path, embed_dim: int) -> str:
+    """Digest of what lists have before the vectors in them: centroids and lengths."""
     with open(path, "rb") as file:
-        if most >= 0:
-            digest.update(file.read(most))
-        else:
-            for chunk in iter(lambda: file.read(CHUNK), b""):
-                digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.sha256(file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))).hexdigest()
 
 
 @cache
@@ -197,41 +204,43 @@ def _faiss() -> Any:
         return None
 
 
-def head_bytes(embed_dim: int) -> int:
-    """Bytes of lists before the vectors in them: centroids and lengths."""
-    return LISTS * (4 * embed_dim + 8) + (1 << 12)
-
-
 class Matrix:
     """All vectors of one state of an index, n of them. A row is the number of a vector in it.
 
     Args:
         store: open for reading, in a context in which all reads see one state.
+
+    Attributes:
+        columns: `COLUMNS` (n,), of them
+        id: (n,) int64, ascending;
+        file: (n,) int64: the id of the file of each row;
+        modality: (n,) int8: place in `Store.modalities`.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.mapped = Files(store)
-        self._left: np.ndarray | None = None
-        """Number of each row of the files that is not gone; None = all."""
-        last = int(self.mapped.rows["id"][-1]) if len(self.mapped.rows) else 0
-        tail = [*read(store, last)]
+        self.mapped = files = Files(store)
+        tail = [*read(store, files.last)]
         self._tail = np.concatenate([vectors for _, vectors in tail])
-        self.entries = self.mapped.rows
-        """(n,) `ROW`."""
-        if self.mapped.are_used:
-            gone = [id_ for (id_,) in store.select("SELECT id FROM gone WHERE id <= ?", (last,))]
-            if gone:
-                is_left = np.ones(len(self.mapped.rows), bool)
-                is_left[np.searchsorted(self.mapped.rows["id"], gone)] = False
-                self._left = np.flatnonzero(is_left)
-                self.entries = self.mapped.rows[self._left]
-        self._num_mapped = len(self.entries)
-        if len(self._tail):
-            self.entries = np.concatenate([self.entries, *(rows for rows, _ in tail)])
+        columns = files.columns
+        self._place: np.ndarray | None = None
+        """(n,) int64: number of each row among the vectors of the files, gone ones too, then those of the tail; None if
+        it is the row."""
+        gone = [id_ for (id_,) in store.select("SELECT id FROM gone WHERE id <= ?", (files.last,))]
+        if gone or len(self._tail):
+            is_left = np.ones(len(files.vectors) + len(self._tail), bool)
+            is_left[np.searchsorted(columns["id"], gone)] = False
+            self._place = np.flatnonzero(is_left)
+            columns = {}
+            for name, column in files.columns.items():
+                columns[name] = np.concatenate([column, *(rows[name] for rows, _ in tail)])[self._place]
+        self.columns = columns
+        self.id = columns["id"]
+        self.file = columns["file"]
+        self.modality = columns["modality"]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.id)
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -240,32 +249,22 @@ class Matrix:
 
     def vectors_of(self, rows: Any) -> np.ndarray:
         """(k, E) float32 vectors of k rows, or (E,) of one."""
-        if self._left is None and not len(self._tail):
+        if self._place is None:
             return self.mapped.vectors[rows]
-        numbers = np.arange(len(self))[rows]
-        is_mapped = numbers < self._num_mapped
-        mapped = numbers[is_mapped] if self._left is None else self._left[numbers[is_mapped]]
-        vectors = np.empty((*numbers.shape, self.store.embed_dim), VECTOR)
-        vectors[is_mapped] = self.mapped.vectors[mapped]
-        vectors[~is_mapped] = self._tail[numbers[~is_mapped] - self._num_mapped]
+        places = self._place[rows]
+        num_copied = len(self.mapped.vectors)
+        is_copied = places < num_copied
+        vectors = np.empty((*places.shape, self.store.embed_dim), VECTOR)
+        vectors[is_copied] = self.mapped.vectors[places[is_copied]]
+        vectors[~is_copied] = self._tail[places[~is_copied] - num_copied]
         return vectors
 
     def cosines(self, query: np.ndarray) -> np.ndarray:
         """(n,) float32: cosine of each row with a unit vector (E,); -inf where it is not finite."""
-        mapped = _cosines(self.mapped.vectors, query)
-        if self._left is not None:
-            mapped = mapped[self._left]
-        return np.concatenate([mapped, _cosines(self._tail, query)]) if len(self._tail) else mapped
-
-    @cached_property
-    def id(self) -> np.ndarray:
-        """(n,) int64: the id of each row, ascending."""
-        return np.ascontiguousarray(self.entries["id"])
-
-    @property
-    def file(self) -> np.ndarray:
-        """(n,) int64: the id of the file of each row."""
-        return self.entries["file"]
+        cosines = _cosines(self.mapped.vectors, query)
+        if self._place is None:
+            return cosines
+        return np.concatenate([cosines, _cosines(self._tail, query)])[self._place]
 
     @cached_property
     def files(self) -> tuple[np.ndarray, np.ndarray]:
@@ -280,26 +279,10 @@ class Matrix:
             return len(self.files[0])
         return int(np.count_nonzero(is_next)) + bool(len(self))
 
-    @cached_property
-    def modality(self) -> np.ndarray:
-        """(n,) int8: place in `Store.modalities`."""
-        return self.entries["modality"].astype(np.int8)
-
-    @cached_property
-    def rows(self) -> list[np.ndarray]:
-        """Rows of each of `Store.modalities`, ascending."""
-        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.modalities))]
-
-    @cached_property
-    def num_rows(self) -> list[int]:
-        """Number of rows of each of `Store.modalities`."""
-        return np.bincount(self.modality, minlength=len(self.store.modalities)).tolist()
-
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
-        entries = self.entries[row]
-        modality = self.store.modalities[entries["modality"]]
-        return Span(modality, _seconds(entries["start"]), _seconds(entries["end"]))
+        modality = self.store.modalities[self.modality[row]]
+        return Span(modality, _seconds(self.columns["start"][row]), _seconds(self.columns["end"][row]))
 
     def nearest(
         self,
@@ -324,31 +307,28 @@ class Matrix:
                 neighbours[modality] = best
         return neighbours
 
-    def listed(self, query: np.ndarray, count: int, code: int, allowed: np.ndarray | None) -> np.ndarray | None:
-        """Rows of a modality that the lists propose, and all of them in the tail; None without lists.
+    def listed(self, query: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray:
+        """Rows that the lists propose, and all wanted ones that are not in them; none without lists.
 
         Args:
-            allowed: (n,) bool, rows of which the best are asked for; None = all.
+            wanted: (n,) bool, rows of which the best are asked for.
         """
         lists = self.mapped.lists if len(self) >= LARGE else None
         if lists is None:
-            return None
+            return np.empty(0, np.int64)
+        num_copied = len(self.mapped.vectors)
+        is_wanted = wanted
+        if self._place is not None:
+            is_wanted = np.zeros(num_copied + len(self._tail), bool)
+            is_wanted[self._place[wanted]] = True
         faiss = _faiss()
-        wanted = self.modality == code
-        if allowed is not None:
-            wanted &= allowed
-        is_wanted = wanted[: self._num_mapped]
-        if self._left is not None:
-            is_wanted = np.zeros(len(self.mapped.rows), bool)
-            is_wanted[self._left] = wanted[: self._num_mapped]
-        selector = faiss.IDSelectorBitmap(np.packbits(is_wanted, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)
+        parameters = faiss.SearchParametersIVF(nprobe=PROBED)
+        if not is_wanted[:num_copied].all():
+            parameters.sel = faiss.IDSelectorBitmap(np.packbits(is_wanted[:num_copied], bitorder="little"))
         with one_blas_thread():
-            _, ((*numbers,),) = lists.search(query[None], count, params=parameters)
-        near = np.array([number for number in numbers if number >= 0], np.int64)
-        if self._left is not None:
-            near = np.searchsorted(self._left, near)
-        return np.concatenate([near, self._num_mapped + np.flatnonzero(wanted[self._num_mapped :])])
+            _, (numbers,) = lists.search(query[None], count, params=parameters)
+        places = np.concatenate([numbers[numbers >= 0], num_copied + np.flatnonzero(is_wanted[num_copied:])])
+        return places if self._place is None else np.searchsorted(self._place, places)
 
 
 def _seconds(value: np.float64) -> float | None:
@@ -385,36 +365,29 @@ class _Search:
 
     def _near(self, code: int) -> np.ndarray:
         """Rows of a modality among which the best are, few of them."""
-        rows = self.matrix.rows[code]
+        wanted = self.matrix.modality == code
         if self.allowed is not None:
-            rows = rows[self.allowed[rows]]
-        if len(rows) <= self.count:
-            return rows
-        if len(rows) > GATHERED * len(self.matrix):
-            proposed = self._proposed(code, rows)
-            if len(proposed) >= self.count:
-                return proposed
-        return self._compared(rows)
-
-    def _proposed(self, code: int, rows: np.ndarray) -> np.ndarray:
-        """Those of some rows that the vector database or the lists propose; too few if these do not answer."""
-        num_candidates = CANDIDATES * self.count
-        if self.service is None:
-            proposed = self.matrix.listed(self.query, num_candidates, code, self.allowed)
-            return np.empty(0, np.int64) if proposed is None else self._compared(proposed)
-        ids = self.service.candidates(self.query, num_candidates, code)
-        if ids is None:
-            return np.empty(0, np.int64)
-        return rows[np.isin(self.matrix.id[rows], ids)]
-
-    def _compared(self, rows: np.ndarray) -> np.ndarray:
-        """The best of some rows, and those as good but for rounding, as BLAS may round equal rows differently."""
-        if len(rows) <= self.count:
-            return rows
-        if len(rows) < GATHERED * len(self.matrix):
-            cosines = _cosines(self.matrix.vectors_of(rows), self.query)
+            wanted &= self.allowed
+        number = np.count_nonzero(wanted)
+        if number <= self.count:
+            return np.flatnonzero(wanted)
+        if number < GATHERED * len(self.matrix):
+            rows = np.flatnonzero(wanted)
         else:
-            cosines = self._all_cosines[rows]
+            rows = self._proposed(code, wanted)
+            if len(rows) < self.count:
+                return self._best_of(np.flatnonzero(wanted), self._all_cosines[wanted])
+        return self._best_of(rows, _cosines(self.matrix.vectors_of(rows), self.query))
+
+    def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
+        """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
+        if self.service is None:
+            return self.matrix.listed(self.query, LISTED * self.count, wanted)
+        ids = self.service.candidates(self.query, CANDIDATES * self.count, code)
+        return np.empty(0, np.int64) if ids is None else np.flatnonzero(wanted & np.isin(self.matrix.id, ids))
+
+    def _best_of(self, rows: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """The best of some rows, and those as good but for rounding, as BLAS may round equal rows differently."""
         least = np.partition(cosines, -self.count)[-self.count]
         return rows[cosines >= least - ROUNDING]
 
@@ -454,8 +427,8 @@ def keep(store: Store) -> None:
                     store.connection.execute("DELETE FROM gone")
                     store.meta[DERIVED] = json.dumps(about)
             except BaseException:
-                for name in (f"vectors-{token}.bin", f"lists-{token}.faiss"):
-                    (store.folder / name).unlink(missing_ok=True)
+                for path in _paths(store.folder, token):
+                    path.unlink(missing_ok=True)
                 raise
         remove_derived(store.folder, but=json.loads(store.meta[DERIVED])["token"])
     except OSError as error:
@@ -463,13 +436,14 @@ def keep(store: Store) -> None:
 
 
 def is_stale(store: Store) -> bool:
-    """Whether the derived files lack so many of the vectors, or have so many others, that they are written anew."""
+    """Whether the derived files are not as they were written, or lack so many of the vectors, or have so many others,
+    that they are written anew."""
     files = Files(store)
-    last = int(files.rows["id"][-1]) if len(files.rows) else 0
-    ((num_added,),) = store.select("SELECT count(*) FROM vectors WHERE id > ?", (last,))
-    ((num_gone,),) = store.select("SELECT count(*) FROM gone WHERE id <= ?", (last,))
-    allowed = 0 if len(files.rows) < FEW else MOST_CHANGES
-    return not files.are_used or num_added + num_gone > allowed
+    ((num_added,),) = store.select("SELECT count(*) FROM vectors WHERE id > ?", (files.last,))
+    ((num_gone,),) = store.select("SELECT count(*) FROM gone WHERE id <= ?", (files.last,))
+    allowed = 0 if len(files.vectors) < FEW else MOST_CHANGES
+    lacks_lists = len(files.vectors) >= LARGE and _faiss() is not None and files.lists is None
+    return not files.are_used or num_added + num_gone > allowed or lacks_lists or any(files.faults())
 
 
 def _write(store: Store, token: str) -> dict[str, Any]:
@@ -478,25 +452,26 @@ def _write(store: Store, token: str) -> dict[str, Any]:
     Raises:
         OSError: the disk is full or not writable.
     """
-    path = store.folder / f"vectors-{token}.bin"
+    path, lists_path = _paths(store.folder, token)
     ((count,),) = store.select("SELECT count(*) FROM vectors")
-    rows = np.empty(count, ROW)
+    columns = {name: np.empty(count, dtype) for name, dtype in COLUMNS.items()}
 
     def vectors() -> Iterator[np.ndarray]:
         start = 0
-        for rows_of_block, vectors_of_block in read(store):
-            rows[start : start + len(rows_of_block)] = rows_of_block
-            start += len(rows_of_block)
-            yield vectors_of_block
+        for rows, vectors_of_rows in read(store):
+            for name, column in columns.items():
+                column[start : start + len(rows)] = rows[name]
+            start += len(rows)
+            yield vectors_of_rows
 
     blocks = Blocks((count, store.embed_dim), VECTOR, vectors())
-    write_derived(path, token, {"vectors": blocks, "rows": rows.view(np.uint8)})  # the rows are known by then
+    write_derived(path, _key(token), {"vectors": blocks, **columns})  # the columns are known by then
     sync(path)
     about: dict[str, Any] = {"token": token}
     if count >= LARGE:
-        content = read_derived(path, token, checked=False)
+        content = read_derived(path, _key(token), most_checked=0)
         if content is not None:
-            about["lists"] = _write_lists(content.arrays["vectors"], store.folder / f"lists-{token}.faiss")
+            about["lists"] = _write_lists(content.arrays["vectors"], lists_path)
     sync(store.folder)
     return about
 
@@ -520,21 +495,19 @@ def _write_lists(vectors: np.ndarray, path: Path) -> dict[str, Any] | None:
     except RuntimeError as error:
         raise OSError(one_line(error)) from error
     sync(path)
-    return {"size": path.stat().st_size, "digest": digest_of(path), "head": digest_of(path, head_bytes(embed_dim))}
+    return {"size": path.stat().st_size, "digest": sha256_of(path), "head": _digest_of_head(path, embed_dim)}
 
 
-def faults(store: Store) -> Iterator[str]:
-    """Yield one line for each derived file that is not what was written, or not what the database has; reads all."""
+def is_as_stored(store: Store) -> bool:
+    """Whether the matrix has what the database has; reads all."""
     matrix = Matrix(store)
-    found = [*matrix.mapped.faults()]
-    yield from found
-    if found or not matrix.mapped.are_used:
-        return
     start = 0
     for rows, vectors in read(store):
         block = slice(start, start + len(rows))
-        is_same = rows.tobytes() == matrix.entries[block].tobytes()
-        if not is_same or vectors.tobytes() != matrix.vectors_of(block).tobytes():
-            yield "the copy of the vectors is not what the database has"
-            return
+        for name, column in matrix.columns.items():
+            if not np.array_equal(column[block], rows[name], equal_nan=name in ("start", "end")):
+                return False
+        if vectors.tobytes() != matrix.vectors_of(block).tobytes():
+            return False
         start += len(rows)
+    return start == len(matrix)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
-from onepeace.index.database import Damaged, Store, build_again, failing
-from onepeace.index.vectors import faults
+from onepeace.index.database import Damaged, Store, build_again, failing, update_again
+from onepeace.index.vectors import Files, is_as_stored
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -101,22 +101,25 @@ def _of_another(
 
 @dataclass
 class CheckReport:
-    """Faults of an index, which is intact if `damaged` is empty."""
+    """Faults of an index."""
 
     folder: Path
     files: int = 0
     """Files that have vectors."""
     damaged: list[str] = field(default_factory=list)
-    """One line per fault."""
+    """One line per fault of the database."""
+    lost: list[str] = field(default_factory=list)
+    """One line per file beside the database that an update writes again."""
 
     @property
     def ok(self) -> bool:
-        return not self.damaged
+        return not self.damaged and not self.lost
 
     def __str__(self) -> str:
         if self.ok:
             return f"the index is intact; files with vectors: {self.files:,}"
-        return "\n".join([*self.damaged, build_again(self.folder)])
+        remedy = build_again(self.folder) if self.damaged else update_again(self.folder)
+        return "\n".join([*self.damaged, *self.lost, remedy])
 
 
 def check(folder: str | os.PathLike[str]) -> CheckReport:
@@ -129,6 +132,9 @@ def check(folder: str | os.PathLike[str]) -> CheckReport:
     try:
         with closing(Store(report.folder)) as store, store.snapshot(), failing(report.folder, "read"):
             report.damaged = list(dict.fromkeys(_faults(store)))  # SQLite may report one twice
+            report.lost = list(Files(store).faults())
+            if not report.lost and not is_as_stored(store):
+                report.damaged.append("the copy of the vectors is not what the database has")
             report.files = store.count("problem IS NULL")
     except Damaged as error:
         report.damaged.append(error.damage)
@@ -148,4 +154,3 @@ def _faults(store: Store) -> Iterator[str]:
         yield f"files without their vectors or words: {number}"
     for (name,) in store.select("SELECT name FROM blobs"):
         store.blob(name)
-    yield from faults(store)

@@ -159,7 +159,7 @@ class FrozenCache:
         return self.folder / f"part-{part}"
 
     def _open(self, part: int) -> Derived | None:
-        return read_derived(self._path(part), self.folder.name, checked=False)
+        return read_derived(self._path(part), self.folder.name, most_checked=0)
 
     def _stored_name(self, name: str) -> str:
         return self._stored_names.get(name, name)

@@ -114,7 +114,7 @@ def test_update_writes_lost_vectors_again_as_the_warning_says(index, expected, c
     derived(index)[0].unlink()
 
     assert answers(index) == expected
-    assert caplog.messages[-1].endswith(f"to write it again: onepeace index update {index}")
+    assert caplog.messages[-1].endswith(f"; write it again: onepeace index update {index}")
     with closing(Store(index, write=True)) as store:
         finish(store)  # as an update does, also of unchanged files
     assert check(index).ok

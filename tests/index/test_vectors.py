@@ -106,6 +106,11 @@ def is_mapped(folder):
         return not vectors.is_stale(store)
 
 
+def flipped(content):
+    """With another bit in one of the vectors."""
+    return content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+
+
 def num_found(folder):
     return sum(map(len, nearest(folder, query_of(), 5000).values()))
 
@@ -185,24 +190,23 @@ def test_database_that_was_replaced_by_its_older_copy(index, tmp_path, removed):
     check_nearest(index, query_of(), 9)
 
 
-@pytest.mark.parametrize("is_small", [True, False])
-def test_damaged_file_is_seen_by_check_and_small_ones_are_not_used(index, monkeypatch, is_small):
+@pytest.mark.parametrize("verified", [1 << 23, 0])
+@pytest.mark.parametrize("damage", [lambda content: content[:2000], lambda content: b"", flipped])
+def test_damaged_file_is_seen_by_check_and_written_again_by_update(index, monkeypatch, damage, verified):
+    """A large one with a flipped bit is used until then."""
+    monkeypatch.setattr(vectors, "VERIFIED", verified)
     (path,) = derived(index)
-    content = path.read_bytes()
-    monkeypatch.setattr(vectors, "VERIFIED", 1 << 23 if is_small else 0)
+    path.write_bytes(damage(path.read_bytes()))
 
-    cut = content[:-1]
-    flipped = content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
-    for damaged in (cut, b"", content[:2000], flipped):
-        path.write_bytes(damaged)
-        assert not check(index).ok
-        if is_small or len(damaged) < len(content) - 64:
-            assert not is_mapped(index)
-            assert num_found(index) == 300
+    report = check(index)
+    assert not report.damaged
+    assert report.lost
+    assert str(report).endswith(f"write it again: onepeace index update {index}")
+    if verified or damage is not flipped:
+        assert num_found(index) == 300
 
-    path.write_bytes(content)
+    keep_matrix(index)
     assert check(index).ok
-    assert is_mapped(index)
 
 
 def test_vectors_that_the_database_lacks_are_seen_by_check(index):
@@ -268,22 +272,29 @@ def test_lists_may_be_older_than_the_matrix(large):
     check_nearest(large, query_of(), 1)
 
 
-@pytest.mark.parametrize("damaged", [b"damaged", b""])
-def test_damaged_lists_are_not_used(large, damaged):
+@pytest.mark.parametrize("damage", [lambda content: b"damaged" + content[7:], lambda content: content[:-1]])
+def test_damaged_lists_are_not_used_until_update_writes_them_again(large, damage):
     (path,) = large.glob("lists-*")
-    path.write_bytes(damaged + path.read_bytes()[len(damaged) or 1 :])
+    path.write_bytes(damage(path.read_bytes()))
 
     with closing(Store(large)) as store:
         assert Matrix(store).mapped.lists is None
     check_nearest(large, query_of(), 10)
-    assert not check(large).ok
+    assert check(large).lost
 
-
-def test_lists_that_are_cut_short_are_noticed_before_they_are_read(large):
+    keep_matrix(large)
     with closing(Store(large)) as store:
-        matrix = Matrix(store)
-        assert matrix.mapped.are_whole()
-        (path,) = large.glob("lists-*")
-        path.write_bytes(path.read_bytes()[:-1])
+        assert Matrix(store).mapped.lists.ntotal == 3000
+    assert check(large).ok
 
-        assert not matrix.mapped.are_whole()
+
+def test_update_makes_lists_once_faiss_is_installed(large, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr(vectors, "_faiss", lambda: None)
+        change(large, files(2001, seed=1))
+        keep_matrix(large)
+        assert not [*large.glob("lists-*")]
+
+    keep_matrix(large)
+
+    assert [*large.glob("lists-*")]
