@@ -23,6 +23,7 @@ from trackers import OperationCounter, PeakTracker, ShardedTracker
 
 from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
+from onepeace.model import encoder
 from onepeace.plan.cards import CARDS, Card
 from onepeace.plan.plan import Plan, planned_config, planned_model, share_of_step, with_sharding
 from onepeace.plan.step import Group, StepCost, bytes_of
@@ -160,6 +161,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION))
+        stack.enter_context(mock.patch.object(encoder, "FOLDED", ()))
         stack.enter_context(mock.patch.object(F, "layer_norm", float32_norm))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", efficient_attention))
         yield

@@ -35,6 +35,24 @@ def _has_amx() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
+HIDDEN = -1e4
+"""Product of a query with each further component of a hidden key: after the softmax nothing is left of it. It is not
+-inf, as kernels multiply keys by the zeros with which they fill blocks of queries."""
+FURTHER = 8
+"""Number of these components; the kernels of CUDA ask for a multiple."""
+
+
+def hide_keys(q: Tensor, k: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys with components that hide the keys ``hidden`` (B, L), and add exactly 0 to other logits.
+
+    Beside a bias (1, H, L, L) of all items they take the place of one for each item, which would be as large as all
+    logits.
+    """
+    of_keys = (hidden[:, None, :, None] * HIDDEN).to(k.dtype)
+    of_keys = of_keys.expand(-1, k.shape[1], -1, FURTHER)
+    return F.pad(q, (0, FURTHER), value=1.0), torch.cat([k, of_keys], dim=-1)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Softmax attention over (B, H, L, head_dim), with logits ``scale`` * q k + bias.
 
@@ -67,8 +85,8 @@ class SelfAttention(RecomputedEnd):
         self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``."""
+    def forward(self, x: Tensor, bias: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``, ``hidden`` as in ``hide_keys``."""
         batch, length = x.shape[:2]
         x = cast_once(x)
 
@@ -78,6 +96,8 @@ class SelfAttention(RecomputedEnd):
         q = heads(self.q(x))
         k = heads(self.k(x))
         v = heads(self.v(x))
+        if hidden is not None:
+            q, k = hide_keys(q, k, hidden)
         # Under autocast q, k and v have half precision and the tables float32; the kernels need a single dtype.
         bias = None if bias is None else bias.to(q.dtype)
         return self.compute_end(self._mix, attention(q, k, v, bias, self.scale))

@@ -43,18 +43,20 @@ class Block(RecomputedBlock):
         self.ls2 = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def compute(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def compute(  # type: ignore[override]
+        self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None, padding: Tensor | None = None
+    ) -> Tensor:
         """Map tokens (B, L, D) to tokens (B, L, D).
 
-        ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in the columns of padding; CLS is
-        never padding, so no row is all -inf.
+        ``bias`` and ``padding`` are those of `onepeace.model.encoder.attention_bias`. CLS is never padding, so every
+        token attends to at least one.
         """
-        x = self.ls1(x, self.drop_path(self.attend(x, spans, bias)))
+        x = self.ls1(x, self.drop_path(self.attend(x, spans, bias, padding)))
         return self.add_fed(x, self.norm2(x), spans)
 
-    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None, padding: Tensor | None) -> Tensor:
         """Output of the attention branch, before its gain."""
-        return self.attn(self.norm1(x), bias)
+        return self.attn(self.norm1(x), bias, padding)
 
     def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
         """Add the output of the FFNs to the tokens; ``h`` is the tokens after ``norm2``."""

@@ -43,17 +43,17 @@ class ClipBlock(Block):
             return None
         return expect(self.clips[key], ClipAdapters)
 
-    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None, padding: Tensor | None) -> Tensor:
         adapters = self._adapters(spans)
         if adapters is None or spans[0].grid is None:
-            return super().attend(x, spans, bias)
+            return super().attend(x, spans, bias, padding)
         frames = spans[0].grid[0]
         length = x.shape[1]
         tracks = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
         over_time = adapters.time(self.attn(self.norm1(tracks), None))
         over_time = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)  # (B * T, L, D)
         # The temporal output only feeds the spatial attention: the residual branch is added to x itself.
-        over_space = super().attend(x + over_time, spans, bias)
+        over_space = super().attend(x + over_time, spans, bias, padding)
         return over_space + adapters.space(over_space)
 
     def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:

@@ -11,21 +11,27 @@ from onepeace.layers.precision import cast_once
 
 from .sequence import TokenSequence
 
+FOLDED = ("cpu", "mps")
+"""Kinds of devices whose kernels are fastest, or right, with queries as wide as values: padding is part of the bias."""
 
-def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
-    """The attention bias (1 or B, H or 1, L, L), or None if no bias is needed.
 
-    It holds each span's relative-position bias on the diagonal, 0 across spans, and -inf in the columns of padding.
-    Without padding or masking, one bias (1, H, L, L) is broadcast to the batch. Blocks without tables (the decoder's)
-    still mask padding.
+def attention_bias(sequence: TokenSequence, block: int = 0) -> tuple[Tensor | None, Tensor | None]:
+    """The attention bias (1 or B, H or 1, L, L), or None if no bias is needed; and the padding mask (B, L) if the bias
+    does not hide padding.
+
+    The bias holds each span's relative-position bias on the diagonal and 0 across spans. One bias (1, H, L, L) is
+    broadcast to all items, and the mask stays beside it; where a bias has rows for each item anyway, or the device asks
+    for it, padding is -inf in its columns. Blocks without tables (the decoder's) still mask padding.
     """
     bias = _position_bias(sequence, block)
-    if sequence.padding_mask is None:
-        return bias
+    mask = sequence.padding_mask
+    if mask is None:
+        return bias, None
+    if bias is not None and bias.shape[0] == 1 and mask.device.type not in FOLDED:
+        return bias, mask
     dtype = sequence.tokens.dtype if bias is None else bias.dtype
-    zeros = torch.zeros_like(sequence.padding_mask, dtype=dtype)
-    padding = zeros.masked_fill(sequence.padding_mask, -torch.inf)[:, None, None]
-    return padding if bias is None else bias + padding
+    padding = torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)[:, None, None]
+    return padding if bias is None else bias + padding, None
 
 
 def _position_bias(sequence: TokenSequence, block: int) -> Tensor | None:
@@ -58,14 +64,15 @@ def encode(
     """
     x = sequence.tokens
     bias = None
+    padding = None
     has_bias_per_block = any(len(tables) > 1 for tables in sequence.tables)
     outputs = {}
     for number, block in enumerate(blocks):
         if number == 0 or has_bias_per_block:
-            bias = attention_bias(sequence, number)
+            bias, padding = attention_bias(sequence, number)
             if bias is not None:
                 bias = cast_once(bias)
-        x = block(x, sequence.spans, bias)
+        x = block(x, sequence.spans, bias, padding)
         if number in out_indices:
             outputs[number] = sequence.split(x)
     masks = {} if sequence.padding_mask is None else sequence.split(sequence.padding_mask)

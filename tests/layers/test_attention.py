@@ -7,7 +7,7 @@ import torch
 from support.golden_cases import assert_near
 
 from onepeace.layers import attention as module
-from onepeace.layers.attention import SelfAttention, attention, use_math_attention
+from onepeace.layers.attention import SelfAttention, attention, hide_keys, use_math_attention
 
 B, H, L, D = 3, 2, 9, 5
 SCALE = 0.7
@@ -55,6 +55,16 @@ def inputs_of_attention(shape):
     return q, k, v, bias
 
 
+def inputs_with_hidden_keys():
+    """The same attention in two forms: keys hidden by a bias for each item, and by further components beside one for
+    the batch."""
+    q, k, v, _ = inputs_of_attention(None)
+    bias = torch.randn(1, H, L, L)
+    hidden = torch.arange(L) >= torch.tensor([[7], [L], [3]])
+    of_items = bias + torch.zeros(B, 1, 1, L).masked_fill(hidden[:, None, None], -math.inf)
+    return (q, k, v, of_items), (*hide_keys(q, k, hidden), v, bias)
+
+
 def converted(tensors, dtype):
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
@@ -75,6 +85,17 @@ def test_every_kernel_equals_loops(monkeypatch, plain, name, dtype, tolerance):
     attended = attention(*converted(inputs, dtype), SCALE)
     assert attended.dtype == dtype
     assert_near(attended.double(), by_loops(*inputs), tolerance)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 0.05)]
+)
+def test_keys_hidden_beside_a_bias_equal_loops(monkeypatch, plain, dtype, tolerance):
+    monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
+    folded, beside = inputs_with_hidden_keys()
+    attended = attention(*converted(beside, dtype), SCALE)
+    assert_near(attended.double(), by_loops(*folded), tolerance)
 
 
 @pytest.mark.parametrize("name", BIASES)

@@ -20,11 +20,14 @@ from support.small_models import (
     training_batch,
 )
 from support.training import terms
+from torch.nn import functional as F
 
-from onepeace.config import Config, MaskedDecoderConfig, ModelConfig
+import onepeace.config
+from onepeace.config import Config, MaskedDecoderConfig, ModelConfig, build
 from onepeace.errors import UserError
 from onepeace.hub.architectures import keep_modalities
-from onepeace.model import OnePeace, encoder
+from onepeace.model import OnePeace, StemOutput, encoder
+from onepeace.model.sequence import padding
 from onepeace.train.objective import Objective, Passes
 
 RAW = {"text": "ids", "image": "pixels", "audio": "waveform"}
@@ -46,6 +49,7 @@ SIZES = {
         "embed_dim": 5,
         "layer_scale": None,
     },
+    "as on a GPU": {},
 }
 
 
@@ -78,8 +82,10 @@ def assert_equal_tokens(tokens, expected, what):
 
 
 @pytest.fixture(params=SIZES)
-def reference_case(request):
+def reference_case(request, monkeypatch):
     """A model in float64, three items in a padded batch, which of their tokens are left in, and the reference."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(encoder, "FOLDED", ())
     decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
     model = small_model(*ALL, decoder=decoder, **SIZES[request.param]).double()
     batch = in_float64(batch_of(model, range(3)))
@@ -246,6 +252,21 @@ def test_bias_built_once_per_pass(monkeypatch, per_block, calls):
     attention_bias.reset_mock()
     model({key: batch[key] for key in ("text", "image")})
     assert attention_bias.call_count == 2 * calls
+
+
+def test_padded_sounds_share_a_bias_on_a_gpu():
+    """64 sounds of up to 15 seconds at base width; a bias for each of them was 1.6 GiB."""
+    lengths = torch.full((64,), 749)
+    lengths[0] = 400
+    with torch.device("meta"):
+        model = OnePeace(build(ModelConfig, {**onepeace.config.SIZES["base"], "depth": 1}, "base"))
+        stem = StemOutput(torch.zeros(64, 749, 768), padding(lengths.to("meta"), 749), grid=(749,))
+    attend = Mock(wraps=F.scaled_dot_product_attention)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(F, "scaled_dot_product_attention", attend)
+        model.encode({"audio": stem})
+    bias = attend.call_args.kwargs["attn_mask"]
+    assert bias.untyped_storage().nbytes() == 4 * 12 * 750 * 750  # 0.025 GiB
 
 
 @pytest.fixture

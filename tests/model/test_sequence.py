@@ -116,9 +116,9 @@ def test_spans_that_do_not_tile_the_tokens(spans):
 
 
 def test_bias_is_one_broadcast_while_nothing_is_dropped():
-    assert attention_bias(sequence("a", 4)).shape == (1, HEADS, 4, 4)
+    assert attention_bias(sequence("a", 4))[0].shape == (1, HEADS, 4, 4)
     joint = TokenSequence.concat([sequence("a", 4), sequence("b", 2)])
-    assert attention_bias(joint).shape == (1, HEADS, 6, 6)
+    assert attention_bias(joint)[0].shape == (1, HEADS, 6, 6)
 
 
 def bias_by_loops(parts):
@@ -149,12 +149,14 @@ def test_bias_equals_loops():
         sequence("c", 2),
         sequence_without_table("d", 2),
     ]
-    assert torch.equal(attention_bias(TokenSequence.concat(parts)), bias_by_loops(parts))
+    bias, beside = attention_bias(TokenSequence.concat(parts))
+    assert beside is None
+    assert torch.equal(bias, bias_by_loops(parts))
 
 
 def test_bias_without_tables_still_masks():
-    assert attention_bias(sequence_without_table("a", 3)) is None
+    assert attention_bias(sequence_without_table("a", 3)) == (None, None)
     padded = sequence_without_table("a", 3, padding(torch.tensor([2, 3]), 3))
-    bias = attention_bias(padded)
+    bias, _ = attention_bias(padded)
     assert bias[0].flatten().tolist() == [0.0, 0.0, -torch.inf]
     assert bias[1].flatten().tolist() == [0.0, 0.0, 0.0]
