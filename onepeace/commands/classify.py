@@ -79,8 +79,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace, labels: Sequence[str], is_zero_shot: bool) -> None:
     """Raise `UsageError` for options without effect, before the model is loaded."""
-    if is_zero_shot and len(labels) == 1:
-        raise UsageError(f"--labels has only {labels[0]!r}, which would be right for every file; give at least two")
     if args.template is not None and not is_zero_shot:
         raise UsageError("--template needs --labels, and no --text")
     if is_zero_shot and (args.draw or args.head):

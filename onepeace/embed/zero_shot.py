@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 
 DEFAULT = "text"
 """The modality whose templates are used for all that have none of their own."""
@@ -72,6 +72,8 @@ class ZeroShotClassifier:
         labels: Sequence[str],
         templates: Mapping[str, str | Sequence[str]],
     ) -> None:
+        if len(set(labels)) < 2:
+            raise UsageError(f"labels: {', '.join(labels) or 'none'}; give at least two, as one is right for every file")
         for sentences in templates.values():
             _check(labels, as_list(sentences))
         self.encode_text = encode_text

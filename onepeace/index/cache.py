@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import LOCK, Locked, cache_folder, locked
-from onepeace.index.database import INDEX_FORMAT, Store, is_index, sql_below, writing
+from onepeace.index.database import INDEX_FORMAT, Store, is_index, no_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
 from onepeace.index.sources import listed, roots_of
+from onepeace.index.vectors import derived
 from onepeace.index.verify import identity
 from onepeace.progress import status
 
@@ -56,6 +57,9 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
         UserError: as for `build` and `update`.
     """
     paths = listed(paths)
+    for path in paths:
+        if derived(Path(path)):  # else it would be taken for a folder without files
+            raise no_index(Path(path))
     name = model or DEFAULT_MODEL
     folder = _folder_of(paths, name)
     _refuse_vanished(folder, paths)
@@ -97,13 +101,13 @@ def _refuse_vanished(folder: Path, paths: Paths) -> None:
 
 def _forget_small() -> None:
     """Delete the small indexes that were used least recently, as a new one comes."""
-    small = []
+    last_used = {}
     num_unusable = 0
     for folder in _folders():
         try:
             with closing(Store(folder)) as store:
                 if store.count() < SMALL:
-                    small.append(folder)
+                    last_used[folder] = _last_used(folder)
         except UserError:
             num_unusable += 1
     if num_unusable:
@@ -111,10 +115,10 @@ def _forget_small() -> None:
             "cached indexes that are of an earlier version, or damaged, and not used: %d; see: onepeace index list",
             num_unusable,
         )
-    small.sort(key=_last_used)
-    for folder in small[: -MOST_SMALL + 1]:
-        with suppress(UserError):  # another process is writing to it
-            delete(folder)
+    for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
+        if _last_used(folder) == last_used[folder]:  # else another process has searched it meanwhile
+            with suppress(UserError):  # another process is writing to it, or has deleted it
+                delete(folder)
 
 
 def _last_used(folder: Path) -> float:
@@ -159,5 +163,4 @@ def delete(folder: str | os.PathLike[str]) -> None:
     if not is_kept(folder):
         raise UsageError("not a cached index (see index list); to remove single files, name their PATHS", where=folder)
     with writing(folder):
-        pass  # no other process writes to it now
-    shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=os.name == "nt")  # which cannot delete the lock while it is held

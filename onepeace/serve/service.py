@@ -149,8 +149,8 @@ class Service:
     def _check_labels(self, names: Sequence[str]) -> None:
         """Raise `Refused` for more labels or characters than a request may have."""
         limits = self.limits
-        if not 1 <= len(names) <= limits.labels:
-            raise Refused(422, f"labels: {len(names)} labels; give 1 to {limits.labels}")
+        if not 2 <= len(names) <= limits.labels:
+            raise Refused(422, f"labels: {len(names)} labels; give 2 to {limits.labels}")
         characters = sum(map(len, names))
         if characters > limits.label_characters:
             raise Refused(413, f"labels: {characters} characters are above the limit of {limits.label_characters}")

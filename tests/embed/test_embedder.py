@@ -316,10 +316,11 @@ def test_template_suits_the_modality(model, pictures, sounds):
 @pytest.mark.parametrize(
     ("labels", "template", "words"),
     [
-        ([], "{}", "at least one label"),
+        ([], "{}", "at least two"),
+        (["a", "a"], "{}", "at least two"),  # each file would have 1.0
         (["a", " "], "{}", "empty"),
-        (["a"], [], "one template"),
-        (["a"], "a photo", "no {}"),
+        (["a", "b"], [], "one template"),
+        (["a", "b"], "a photo", "no {}"),
         ("dog", "{}", "labels .*list"),
         (None, "{}", "labels .*list"),
     ],

@@ -1,5 +1,6 @@
 """What is searched without an index being named has an index of its paths; nothing is embedded twice for it."""
 
+import os
 import shutil
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -8,10 +9,10 @@ import pytest
 from support.indexes import check_same
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import LOCK
-from onepeace.index import Index, build, cache, remove
+from onepeace.files.atomic import LOCK, Locked
+from onepeace.index import Index, build, cache, check, remove
 from onepeace.index.cache import delete, indexes_folder, kept, kept_index
-from onepeace.index.database import writing
+from onepeace.index.database import DATABASE, writing
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +207,43 @@ def test_small_indexes_that_were_used_last_are_kept(words, search, monkeypatch):
 
     assert {*kept()} == {first, third}
     assert not second.exists()
+
+
+def test_index_that_is_searched_meanwhile_is_kept(words, search, monkeypatch):
+    first = search(words / "a.txt").folder
+    search(words / "b.txt")
+    monkeypatch.setattr(cache, "MOST_SMALL", 2)
+    last_used = cache._last_used
+
+    def used_after_it_was_looked_at(folder):
+        before = last_used(folder)
+        os.utime(folder / LOCK, (before + 1, before + 1))
+        return before
+
+    monkeypatch.setattr(cache, "_last_used", used_after_it_was_looked_at)
+    search(words)
+
+    assert first.exists()
+
+
+def test_nobody_writes_to_an_index_that_is_deleted(words, search, monkeypatch):
+    folder = search(words).folder
+
+    def rmtree(path, **_):
+        with pytest.raises(Locked), writing(path):
+            pass
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    delete(folder)
+
+
+def test_index_without_its_database_is_named(words, search):
+    folder = search(words).folder
+    (folder / DATABASE).unlink()
+
+    for use in (search, Index.open, check):
+        with pytest.raises(UserError, match=f"{DATABASE} is missing; build it again: onepeace index build"):
+            use(folder)
 
 
 def test_index_without_its_lock_file_was_not_used_lately(words, search, monkeypatch):

@@ -218,7 +218,7 @@ def test_fault_of_ours_does_not_end_the_server(index, paths, caplog, monkeypatch
     monkeypatch.setattr(service, "search", fail)
     with caplog.at_level(logging.CRITICAL, "onepeace"):  # pytest's processes cannot send each other such a log
         failed, classified = call_all(
-            service, ("search", {"text": "a"}), ("classify", {"paths": [paths.picture], "labels": ["a"]})
+            service, ("search", {"text": "a"}), ("classify", {"paths": [paths.picture], "labels": ["a", "b"]})
         )
 
     assert failed.is_error
