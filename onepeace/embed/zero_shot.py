@@ -73,7 +73,9 @@ class ZeroShotClassifier:
         templates: Mapping[str, str | Sequence[str]],
     ) -> None:
         if len(set(labels)) < 2:
-            raise UsageError(f"labels: {', '.join(labels) or 'none'}; give at least two, as one is right for every file")
+            raise UsageError(
+                f"labels: {', '.join(labels) or 'none'}; give at least two, as one is right for every file"
+            )
         for sentences in templates.values():
             _check(labels, as_list(sentences))
         self.encode_text = encode_text
