@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.hub.convert.convert import convert
+    from onepeace.hub.weights import convert
 
     modalities = None if args.modalities is None else [name.strip() for name in args.modalities.split(",")]
     folder = convert(

@@ -102,8 +102,7 @@ def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError])
 def _about(name: str, model: Any) -> dict[str, Any]:
     """Model, precision and version to which the metrics belong."""
     from onepeace import __version__
-    from onepeace.hub.identity import fingerprint
-    from onepeace.hub.resolve import resolve
+    from onepeace.hub.resolve import fingerprint, resolve
 
     return {
         "model": name,

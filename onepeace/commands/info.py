@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from onepeace.config import to_plain
 from onepeace.errors import UserError, printable
 from onepeace.hub.towers.config import TowersConfig, names_towers
-from onepeace.processors.pieces import preparation
+from onepeace.processors.tokenizer import preparation
 
 if TYPE_CHECKING:
-    from onepeace.hub.contents import ModelDescription
+    from onepeace.hub.tensors import ModelDescription
 
 EPILOG = """example:
   onepeace info tiny
@@ -41,7 +41,7 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onepeace.hub.registry import RELEASED
+    from onepeace.hub.download import RELEASED
 
     released = "\n".join(f"  {name:<26}{file.about}" for name, file in RELEASED.items())
     parser.epilog = f"{EPILOG}\nbundled models: tiny, tiny-fast, tiny-captions; released ones:\n{released}"
@@ -90,9 +90,8 @@ def text_of_towers(path: Path, config: TowersConfig) -> str:
 def _path(name: str) -> Path:
     """The file or folder of that name; nothing is downloaded."""
     from onepeace.files.atomic import cache_folder
-    from onepeace.hub.registry import RELEASED, find
-    from onepeace.hub.resolve import resolve
-    from onepeace.hub.towers.folder import folder_of
+    from onepeace.hub.download import RELEASED, find
+    from onepeace.hub.resolve import folder_of, resolve
 
     path = Path(name).expanduser()
     if path.exists():

@@ -4,11 +4,9 @@
 model's configuration and the processors' settings. Recipes (onepeace/train/recipe.py) are built in the same way.
 """
 
-from onepeace.config.model import Base, Config, MaskedDecoderConfig, ModelConfig
-from onepeace.config.overrides import apply_override, merge
+from onepeace.config.model import SIZES, Base, Config, MaskedDecoderConfig, ModelConfig
 from onepeace.config.reader import Options, build
-from onepeace.config.sizes import SIZES
-from onepeace.config.yaml_files import read_yaml, to_plain, to_yaml, write_config
+from onepeace.config.yaml_files import apply_override, merge, read_yaml, to_plain, to_yaml, write_config
 
 __all__ = [
     "SIZES",

@@ -1,4 +1,6 @@
-"""Frozen dataclasses from plain values, which are converted to the declared types of their fields. No torch here."""
+"""Frozen dataclasses from plain values, converted to the declared types of their fields and compared with their ranges.
+No torch here.
+"""
 
 import dataclasses
 import difflib
@@ -13,6 +15,24 @@ T = TypeVar("T")
 Options = dict[str, Any]
 
 
+class Range(NamedTuple):
+    """Range of a numeric field, in words and as a check: ``Annotated[float, Range(...)]``."""
+
+    words: str
+    fits: Callable[[float], bool]
+
+
+Share = Annotated[float, Range("from 0 to below 1", lambda x: 0 <= x < 1)]
+OpenShare = Annotated[float, Range("above 0 and below 1", lambda x: 0 < x < 1)]
+Probability = Annotated[float, Range("from 0 to 1", lambda x: 0 <= x <= 1)]
+Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
+NotNegative = Annotated[float, Range("0 or more", lambda x: x >= 0)]
+Natural = Annotated[int, Range("0 or more", lambda x: x >= 0)]
+Count = Annotated[int, Range("1 or more", lambda x: x >= 1)]
+Depth = Annotated[int, Range("from 1 to 1,000", lambda x: 1 <= x <= 1000)]
+"""Number of blocks; a billion of them would be built for hours."""
+
+
 def nearest(name: object, known: Iterable[str], before: str = "") -> str:
     """Hint for an unknown name: the nearest known name, preceded by the text ``before``, or else all known names."""
     names = list(known)
@@ -25,7 +45,7 @@ def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
 
     Args:
         cls: a dataclass; its fields may be nested dataclasses, ``X | None``, lists, tuples and dicts of them. A
-            ``Literal`` restricts the texts of a field, a type of limits.py its numbers.
+            ``Literal`` restricts the texts of a field, a type of those below its numbers.
         content: mapping as read from YAML; values that are already dataclasses are kept.
         where: the file, for messages.
         at: path of `content` in that file, for messages.

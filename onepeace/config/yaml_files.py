@@ -1,4 +1,4 @@
-"""Reading and writing YAML files, whose values are mappings, lists, texts, numbers, booleans and null."""
+"""YAML files, whose values are mappings, lists, texts, numbers, booleans and null; mappings merged and overridden."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from onepeace.errors import UserError
+from onepeace.config.reader import Options, nearest
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
 BOOLEAN = "tag:yaml.org,2002:bool"
@@ -92,3 +93,54 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
+    """``base`` with its fields replaced by those of ``over``; mappings are merged field by field."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def apply_override(content: Options, override: str) -> None:
+    """Set a field of a mapping by "a.b=value", the value in YAML; entries of a list are addressed by their index or
+    ``name``."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UsageError(f"{override!r} is not an override; write it as a.b=value")
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{override!r}: the value is not YAML") from error
+    *parents, last = path.split(".")
+    container: Any = content
+    for parent in parents:
+        key = _key(container, parent, override)
+        if isinstance(container, dict) and container.get(key) is None:
+            container[key] = {}
+        container = container[key]
+        if not isinstance(container, dict | list):
+            raise UserError(f"{override!r}: {parent} is a value and has no fields")
+    container[_key(container, last, override)] = value
+
+
+def _key(container: Options | list[Any], text: str, override: str) -> str | int:
+    """Key of a mapping, or index of an entry of a list."""
+    if isinstance(container, dict):
+        return text
+    names = []
+    for entry in container:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        names.append(str(name) if name else "")
+    if text in names and text:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(container):
+        return int(text)
+    problem = f"{override!r}: {text} is neither an index below {len(container)} nor a name in the list"
+    if any(names):
+        problem += f"; {nearest(text, filter(None, names))}"
+    raise UserError(problem)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import build
-from onepeace.config.limits import Count, Probability, Range, Share
+from onepeace.config.reader import Count, Probability, Range, Share
 from onepeace.errors import UserError
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, NotNegative, Positive, Probability, Share
+from onepeace.config.reader import Count, NotNegative, Positive, Probability, Share
 from onepeace.data.augment import make_augments
 from onepeace.errors import UserError
 

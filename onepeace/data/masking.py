@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.config.limits import Range
+from onepeace.config.reader import Range
 from onepeace.data.batch import Lengths, Mask, make_mask
 from onepeace.errors import UserError
 

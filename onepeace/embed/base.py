@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from onepeace.device import SMALL, count_parameters
 from onepeace.embed.digest import digest
 from onepeace.errors import UserError
-from onepeace.hub.identity import Identity
+from onepeace.hub.resolve import Identity
 from onepeace.model import INITIAL_SCALE, Embeds, Encoder
 from onepeace.processors.processor import Processor
 from onepeace.threads import num_workers

@@ -29,10 +29,9 @@ from onepeace.embed.zero_shot import DEFAULT, TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
-from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import read_config
-from onepeace.hub.identity import identify
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import identify, resolve
+from onepeace.hub.tensors import build_without_values
 from onepeace.processors.processor import Processor
 from onepeace.processors.registry import processor_class
 

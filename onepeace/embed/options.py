@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
 from onepeace.config import build
-from onepeace.config.limits import Count, Positive
+from onepeace.config.reader import Count, Positive
 from onepeace.errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])

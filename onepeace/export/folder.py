@@ -24,14 +24,11 @@ from onepeace.export.graph import VECTORS, Branch, ExportedBranch, distances, tr
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
-from onepeace.hub.architectures import check_own_weights
+from onepeace.hub.architectures import check_own_weights, classifies_items
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
-from onepeace.hub.identity import fingerprint
-from onepeace.hub.one_peace import classifies_items
-from onepeace.hub.resolve import resolve
-from onepeace.processors.pieces import LEADING, TextPieces
+from onepeace.hub.resolve import fingerprint, resolve
 from onepeace.processors.processor import Processor
-from onepeace.processors.tokenizer import EOS, PAD
+from onepeace.processors.tokenizer import EOS, LEADING, PAD, TextPieces
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from onepeace.config import Options
 from onepeace.errors import UserError, one_line
 from onepeace.export.examples import Batch
-from onepeace.hub.one_peace import classifies_items
+from onepeace.hub.architectures import classifies_items
 from onepeace.model.interface import Encoder
 
 VECTORS = "vectors"

@@ -12,8 +12,7 @@ import numpy as np
 from onepeace.errors import UserError, one_line
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import cache_folder, write_text_atomic
-from onepeace.processors.pieces import TextPieces
-from onepeace.processors.tokenizer import PAD, read_tokenizer
+from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)

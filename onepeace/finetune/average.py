@@ -21,8 +21,8 @@ from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune.answers import answers, score
 from onepeace.finetune.split import CHOOSE, SplitSummary
 from onepeace.hub import weights
-from onepeace.hub.contents import expected
 from onepeace.hub.folder import CARD, TASKS, TOKENIZER, read_config
+from onepeace.hub.tensors import expected
 from onepeace.train.initial_weights import start_weights
 from onepeace.train.recipe import Recipe
 

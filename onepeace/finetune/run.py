@@ -30,8 +30,7 @@ from onepeace.finetune.recipe import FROZEN, auto_recipe, described, fitting_rec
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
 from onepeace.hub.folder import CONFIG, read_config
-from onepeace.hub.identity import fingerprint
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fingerprint, resolve
 from onepeace.train.checkpoint import folders, remove
 from onepeace.train.logging import LOG_FILE, read_log
 from onepeace.train.recipe import Recipe, model_folder

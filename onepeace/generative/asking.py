@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Config, Options, build, to_plain
-from onepeace.config.limits import Share
+from onepeace.config.reader import Share
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.errors import UserError

@@ -129,7 +129,7 @@ def _task(args: argparse.Namespace, generator: "Generator") -> "Task":
 
 def _models_for(name: str) -> str:
     """The names of the released models that are trained for a command."""
-    from onepeace.hub.registry import RELEASED
+    from onepeace.hub.download import RELEASED
 
     models = []
     for model, released in RELEASED.items():

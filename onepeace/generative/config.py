@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from onepeace.config.limits import Count, Depth, Natural
-from onepeace.config.reader import Options
+from onepeace.config.reader import Count, Depth, Natural, Options
 from onepeace.errors import UserError
 
 

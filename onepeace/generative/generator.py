@@ -25,9 +25,9 @@ from onepeace.generative.tasks import Answer, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, can_write, writing_head
-from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import TASKS, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
+from onepeace.hub.tensors import build_without_values
 from onepeace.model import Encoder, Trained
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import read_tokenizer

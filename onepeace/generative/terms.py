@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, Share
+from onepeace.config.reader import Count, Share
 from onepeace.data.batch import Batch, real_tokens
 from onepeace.device import upload
 from onepeace.errors import UserError, expect

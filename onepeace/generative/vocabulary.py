@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from onepeace.errors import UserError
 from onepeace.generative.config import OFAConfig
-from onepeace.processors.pieces import LEADING, SURROGATES
-from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+from onepeace.processors.tokenizer import BOS, EOS, LEADING, PAD, SURROGATES, UNK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

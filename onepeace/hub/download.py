@@ -1,8 +1,15 @@
-"""Downloads with huggingface_hub: a file over https, resumed after an interruption, or the files of a repository."""
+"""The released checkpoints by name, and downloads with huggingface_hub: a file over https, resumed after an
+interruption, or the files of a repository.
+
+The authors of ONE-PEACE and OFA publish neither sizes nor hashes; downloads are checked against the length that the
+server states. Networks for detection, segmentation and image generation, whose parts this library does not have, and
+archives are left out.
+"""
 
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -82,3 +89,93 @@ def from_hub(
         raise UserError(
             f"{what} ({repository} of the Hugging Face Hub) could not be fetched ({reason}); {remedy}"
         ) from error
+
+
+_HOST = "https://one-peace-shanghai.oss-accelerate.aliyuncs.com"
+_OFA_HOST = "https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints"
+
+
+@dataclass(frozen=True)
+class Released:
+    """One released file."""
+
+    file: str
+    modalities: tuple[str, ...]
+    about: str
+    generates: bool = False
+    """Whether it is an OFA model, which onepeace.load_generator loads."""
+
+    @property
+    def url(self) -> str:
+        if self.generates:
+            return f"{_OFA_HOST}/{self.file}"
+        folder = "" if self.file == "one-peace.pt" else "/one_peace_checkpoints"
+        return f"{_HOST}{folder}/{self.file.replace('+', '%2B')}"
+
+
+_ALL = ("text", "image", "audio")
+_VL = ("text", "image")
+_AL = ("text", "audio")
+
+RELEASED = {
+    "one-peace": Released("one-peace.pt", _ALL, "pretrained: text, image and audio in one space"),
+    "one-peace-vision": Released("one-peace-vision.pkl", ("image",), "vision branch of the pretrained model"),
+    "one-peace-imagenet-384": Released("onepeace_ft_21kto1k_384.pth", ("image",), "ImageNet-1k classes, 384 px"),
+    "one-peace-imagenet-512": Released("onepeace_ft_21kto1k_512.pth", ("image",), "ImageNet-1k classes, 512 px"),
+    "one-peace-coco": Released("finetune_coco.pt", _VL, "image-text retrieval, COCO"),
+    "one-peace-flickr": Released("finetune_flickr.pt", _VL, "image-text retrieval, Flickr30K"),
+    "one-peace-audio-retrieval": Released("finetune_al_retrieval.pt", _AL, "audio-text retrieval, AudioCaps, Clotho"),
+    "one-peace-vqa": Released("finetune_vqa.pt", _VL, "visual question answering, VQAv2"),
+    "one-peace-nlvr2": Released("finetune_nlvr2.pt", _VL, "statements about two pictures, NLVR2"),
+    "one-peace-refcoco": Released("finetune_refcoco.pt", _VL, "grounding, RefCOCO"),
+    "one-peace-refcoco+": Released("finetune_refcoco+.pt", _VL, "grounding, RefCOCO+"),
+    "one-peace-refcocog": Released("finetune_refcocog.pt", _VL, "grounding, RefCOCOg"),
+    "one-peace-avqa": Released("finetune_aqa.pt", _AL, "audio question answering, AVQA"),
+    "one-peace-vggsound": Released("finetune_vggsound.pt", ("audio",), "309 sound classes, VGGSound"),
+    "one-peace-fsd50k": Released("finetune_fsd50k.pt", ("audio",), "200 sound classes, FSD50K"),
+    "one-peace-video-k400": Released("onepeace_video_k400.pth", ("video",), "video classes, Kinetics-400"),
+}  # fmt: skip
+
+# https://github.com/OFA-Sys/OFA/blob/main/checkpoints.md
+_OFA = {
+    "ofa-tiny": ("ofa_tiny.pt", "pretrained, 33 M parameters"),
+    "ofa-medium": ("ofa_medium.pt", "pretrained, 93 M parameters"),
+    "ofa-base": ("ofa_base.pt", "pretrained, 182 M parameters"),
+    "ofa-large": ("ofa_large.pt", "pretrained, 473 M parameters"),
+    "ofa-huge": ("ofa_huge.pt", "pretrained, 929 M parameters"),
+    "ofa-base-caption": ("caption_base_best.pt", "captions, COCO"),
+    "ofa-large-caption": ("caption_large_best_clean.pt", "captions, COCO"),
+    "ofa-large-caption-stage1": ("caption_stage1_best.pt", "captions, COCO, before CIDEr optimisation"),
+    "ofa-huge-caption": ("caption_huge_best.pt", "captions, COCO"),
+    "ofa-base-vqa": ("vqa_base_best.pt", "visual question answering, VQAv2"),
+    "ofa-large-vqa": ("vqa_large_best.pt", "visual question answering, VQAv2"),
+    "ofa-huge-vqa": ("vqa_huge_best.pt", "visual question answering, VQAv2"),
+    "ofa-base-refcoco": ("refcoco_base_best.pt", "grounding, RefCOCO"),
+    "ofa-base-refcoco+": ("refcocoplus_base_best.pt", "grounding, RefCOCO+"),
+    "ofa-base-refcocog": ("refcocog_base_best.pt", "grounding, RefCOCOg"),
+    "ofa-large-refcoco": ("refcoco_large_best.pt", "grounding, RefCOCO"),
+    "ofa-large-refcoco+": ("refcocoplus_large_best.pt", "grounding, RefCOCO+"),
+    "ofa-large-refcocog": ("refcocog_large_best.pt", "grounding, RefCOCOg"),
+    "ofa-base-snli-ve": ("snli_ve_base_best.pt", "visual entailment, SNLI-VE"),
+    "ofa-large-snli-ve": ("snli_ve_large_best.pt", "visual entailment, SNLI-VE"),
+    "ofa-large-imagenet": ("imagenet_1k_large_best.pt", "ImageNet-1k classes, written out"),
+    "ofa-large-gigaword": ("gigaword_large_best.pt", "summaries, Gigaword"),
+}
+RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, about) in _OFA.items()}
+
+
+def find(name: str) -> str | None:
+    """Key of RELEASED for a name (in any case, with "_" for "-", or the name of the file), or None."""
+    plain_name = _plain(name)
+    if plain_name in RELEASED:
+        return plain_name
+    for key, released in RELEASED.items():
+        file = _plain(released.file)
+        stem, _, _ = file.rpartition(".")
+        if plain_name in (file, stem):
+            return key
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")

@@ -1,20 +1,23 @@
-"""Model folders by name: bundled, a local folder, a released checkpoint, models of other libraries, a Hugging Face
-repository."""
+"""Model folders by name (bundled, a local folder, a released checkpoint, models of other libraries, a Hugging Face
+repository), and the identity by which a model's vectors are told from those of another. No torch here.
+"""
 
 import difflib
+import hashlib
 import logging
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+from onepeace.config import Config, write_config
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import cache_folder
 from onepeace.files.sums import SUMS
-from onepeace.hub.download import fetch, from_hub
-from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, no_folder, read_config
-from onepeace.hub.registry import RELEASED, find
-from onepeace.hub.towers.config import EXAMPLES, names_towers, tower_names
-from onepeace.hub.towers.folder import tower_folder
+from onepeace.hub.download import RELEASED, fetch, find, from_hub
+from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, new_folder, no_folder, read_config
+from onepeace.hub.towers.config import EXAMPLES, TowersConfig, check_combination, names_towers, tower_names
+from onepeace.progress import status
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED_NAMES = ("tiny", "tiny-fast", "tiny-captions")
@@ -90,7 +93,7 @@ def _released(name: str, cache: Path) -> Path:
     """Folder of a converted checkpoint in the cache, downloaded and converted the first time."""
     from filelock import FileLock
 
-    from onepeace.hub.convert.write import vocabulary
+    from onepeace.hub.convert.original import vocabulary
 
     released = RELEASED[name]
     folder = cache / name
@@ -116,9 +119,8 @@ def _released(name: str, cache: Path) -> Path:
 
 def _convert(checkpoint: Path, folder: Path) -> None:
     """Make a model folder of a released checkpoint as it is; `onepeace convert` has the options."""
-    from onepeace.hub.contents import compare, expected
-    from onepeace.hub.convert.original import describe_original
-    from onepeace.hub.convert.write import converted_tensors, tokenizer_of, write_converted
+    from onepeace.hub.convert.original import converted_tensors, describe_original, tokenizer_of, write_converted
+    from onepeace.hub.tensors import compare, expected
 
     source = describe_original(checkpoint)
     compare(str(checkpoint), source.shapes, expected(source.config))
@@ -130,3 +132,96 @@ def _convert(checkpoint: Path, folder: Path) -> None:
         tokenizer=tokenizer_of(source, None, source.config),
         progress=True,
     )
+
+
+PARTS, PART = 64, 1 << 16
+"""Number of samples read from a weights file, and bytes of each; a smaller file is read completely."""
+
+
+class Identity(NamedTuple):
+    """Name and hash of a model."""
+
+    name: str
+    """Name for people; for a model folder its absolute path."""
+    hash: str
+    """Two models with the same hash are taken to give the same vectors."""
+    is_loadable: bool = False
+    """Whether `onepeace.load` gives the model by its name."""
+
+
+def identify(name: str | os.PathLike[str]) -> Identity:
+    """Identity of a model that `onepeace.load` gives by its name, without loading it.
+
+    Raises:
+        UserError: there is no model of that name.
+    """
+    return Identity(full_name(name), fingerprint(resolve(name)), is_loadable=True)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash (16 hexadecimal digits) of the configuration, the vocabulary and samples of the weights.
+
+    Different trainings differ in the samples; a change of a few bits outside of them is not detected.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    paths = [folder / "config.yaml", folder / "tokenizer.json", *sorted(folder.glob("model*.safetensors"))]
+    for path in filter(Path.is_file, paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            if size <= PARTS * PART:
+                digest.update(file.read())
+                continue
+            for i in range(PARTS):
+                file.seek(i * (size - PART) // (PARTS - 1))
+                digest.update(file.read(PART))
+    return digest.hexdigest()
+
+
+ARCHITECTURE = "towers"
+
+
+def folder_of(name: str, cache: Path) -> Path:
+    """Path of the folder of a model; it may not exist."""
+    whole = " + ".join(tower_names(name))
+    readable = re.sub(r"[^\w.-]+", "-", whole)[-80:].strip("-")
+    return cache / "towers" / f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def tower_folder(name: str, cache: Path) -> Path:
+    """Folder of a model of other libraries, made the first time, when the libraries download it.
+
+    Raises:
+        UserError: a model of the name cannot be loaded.
+    """
+    from filelock import FileLock
+
+    folder = folder_of(name, cache)
+    if (folder / CONFIG).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not (folder / CONFIG).is_file():
+            _make(folder, tower_names(name))
+    return folder
+
+
+def _make(folder: Path, names: list[str]) -> None:
+    """Load the towers, and write what is known of them."""
+    from onepeace.hub.towers.libraries import open_tower
+    from onepeace.hub.towers.space import describe_tower
+
+    towers = []
+    for name in names:
+        status(f"loading {name}, whose weights are hashed, once ...")
+        towers.append(describe_tower(name, open_tower(name)))
+    model = TowersConfig(tuple(towers))
+    check_combination(model)
+    config = Config(model, architecture=ARCHITECTURE)  # type: ignore[arg-type]
+    with new_folder(folder, replace=True) as temporary:
+        (temporary / CARD).write_text(
+            "The weights of this model are where its libraries keep them; their licences apply:\n\n"
+            + "".join(f"- {name}\n" for name in names),
+            encoding="utf-8",
+        )
+        write_config(config, temporary / CONFIG)

@@ -1,7 +1,10 @@
-"""Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly."""
+"""Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly,
+described, and converted (`onepeace convert`).
+"""
 
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +13,21 @@ from torch import Tensor, nn
 
 from onepeace.config import Base, Config
 from onepeace.device import named_dtype
-from onepeace.errors import UserError, expect
+from onepeace.errors import UsageError, UserError, expect
 from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
-from onepeace.hub.contents import ModelDescription, build_without_values, cast, compare, expected, write_folder
-from onepeace.hub.convert.original import describe_original
-from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, new_folder, read_config
-from onepeace.hub.identity import fingerprint
-from onepeace.hub.resolve import resolve
-from onepeace.hub.tensors import LazyTensor, open_weights
+from onepeace.hub.convert.original import converted_tensors, describe_original, tokenizer_of, write_converted
+from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, check_free, new_folder, read_config
+from onepeace.hub.resolve import fingerprint, resolve
+from onepeace.hub.tensors import (
+    LazyTensor,
+    ModelDescription,
+    build_without_values,
+    cast,
+    compare,
+    expected,
+    open_weights,
+    write_folder,
+)
 from onepeace.model import Encoder, Trained
 
 
@@ -187,3 +197,51 @@ def _equals(tensor: LazyTensor, of_base: Tensor | None) -> bool:
     if of_base is None or of_base.shape != tensor.shape:
         return False
     return torch.equal(tensor.read().to(of_base.dtype), of_base)
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    modalities: Collection[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    bpe: str | Path | None = None,
+    base: str | None = None,
+    replace_existing: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Convert an original checkpoint (.pt, .pth, .pkl, .bin) or a model folder into the model folder `out`.
+
+    Tensors are read, converted and written file by file, so weights of any size need the memory of one file (2 GiB).
+
+    Args:
+        modalities: modalities to keep; None = all.
+        dtype: "float32", "bfloat16" or "float16"; None = that of the file.
+        bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None = that of
+            facebook/bart-base on the Hugging Face Hub, if the model reads text. Model folders have their own.
+        base: name of a model; tensors equal to its own are left out, and read from it when `out` is loaded.
+        replace_existing: replace `out` if it is already a model folder; files of others in it are kept.
+
+    Raises:
+        UserError: unreadable or hostile file, missing, unexpected or misshapen tensors, no vocabulary.
+    """
+    out = Path(out)
+    target = None if dtype is None else named_dtype(dtype)
+    check_free(out, replace=replace_existing)
+    source = describe(checkpoint)
+    where, config = str(source.path), source.config
+    if bpe is not None and source.layout == MODEL_FOLDER:
+        raise UsageError("a model folder has its own vocabulary; leave out --bpe", where=where)
+    compare(where, source.shapes, expected(config))
+    if modalities is not None:
+        config = keep_modalities(config, modalities, where)
+    tokenizer = tokenizer_of(source, bpe, config)
+    tensors = converted_tensors(source, config, target)
+    config = replace(config, base=None)
+    if base is not None:
+        tensors, base_entry = leave_out_base(tensors, base)
+        config = replace(config, base=base_entry)
+    write_converted(
+        source, out, config, tensors, tokenizer=tokenizer, replace_existing=replace_existing, progress=progress
+    )
+    return out

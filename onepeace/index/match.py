@@ -291,7 +291,7 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
     """Content of the calibration file of a model folder; None if it does not exist or belongs to another model.
 
     Args:
-        model: hash of the model (onepeace/hub/identity.py).
+        model: hash of the model (onepeace/hub/resolve.py).
 
     Raises:
         UserError: the file is damaged or of another version.

@@ -15,7 +15,7 @@ from onepeace.files.source import NamedBytes, describe, scheme
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.index.database import Store
 from onepeace.index.items import Item, is_shard, is_table, mtime_of, without_surrogates
-from onepeace.processors.by_ending import modality_by_ending
+from onepeace.processors.endings import modality_by_ending
 
 ROOTS = "roots"
 """Name of the roots in the database."""

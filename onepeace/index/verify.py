@@ -33,7 +33,7 @@ def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
 
 def identity(model: Model) -> dict[str, str]:
     """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
-    from onepeace.hub.identity import identify
+    from onepeace.hub.resolve import identify
     from onepeace.processors import VERSION
 
     name, model_hash, is_loadable = identify(model) if is_name(model) else model.identity

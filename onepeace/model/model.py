@@ -20,8 +20,7 @@ from onepeace.layers.position import trunc_normal
 from onepeace.layers.precision import at_least_float32
 
 from .adapters import ADAPTERS, make_adapter
-from .block import Block
-from .clip_block import ClipBlock
+from .block import Block, ClipBlock
 from .encoder import encode
 from .interface import INITIAL_SCALE, Encoder, Inputs
 from .masked_decoder import MaskedDecoder

@@ -17,7 +17,7 @@ from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import cache_folder
-from onepeace.hub.registry import find
+from onepeace.hub.download import find
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.plan.cards import CARDS, Card

@@ -18,8 +18,7 @@ from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor, lengths_if_padded
-from onepeace.processors.resample import resampler
-from onepeace.processors.sounds import WindowReader, mono, open_sound
+from onepeace.processors.sounds import WindowReader, mono, open_sound, resampler
 
 logger = logging.getLogger(__name__)
 

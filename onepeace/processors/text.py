@@ -11,9 +11,8 @@ from torch import Tensor
 from onepeace.errors import UserError
 from onepeace.files.source import MAX_TEXT_BYTES, describe, read_bytes, scheme, suffix
 from onepeace.processors.endings import ENDINGS
-from onepeace.processors.pieces import TextPieces
 from onepeace.processors.processor import Processor, lengths_if_padded
-from onepeace.processors.tokenizer import PAD, read_tokenizer
+from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
 
 
 class TextReader(Processor):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
-from onepeace.config.limits import Natural
+from onepeace.config.reader import Natural
 from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates, check_unit
 from onepeace.errors import UserError
@@ -271,10 +271,10 @@ def model_folder(name: str) -> Path:
     """Folder of a model, given this folder, that of a finished run, or the name of a bundled or released model."""
     folder = Path(name)
     if not folder.is_dir():
-        from onepeace.hub import registry
+        from onepeace.hub.download import find
         from onepeace.hub.resolve import BUNDLED_NAMES, resolve
 
-        if name in BUNDLED_NAMES or registry.find(name):
+        if name in BUNDLED_NAMES or find(name):
             return resolve(name)
     model = folder / "model"
     if not (folder / "config.yaml").exists() and model.is_dir():

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onepeace.config.limits import Count, Natural, NotNegative, Probability
-from onepeace.config.reader import nearest
+from onepeace.config.reader import Count, Natural, NotNegative, Probability, nearest
 from onepeace.errors import UserError
 
 WSD_DECAY = 0.2

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, Natural, NotNegative, OpenShare, Positive, Share
-from onepeace.config.reader import nearest
+from onepeace.config.reader import Count, Natural, NotNegative, OpenShare, Positive, Share, nearest
 from onepeace.errors import UserError
 from onepeace.layers.recompute import Recompute
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple,
 from torch import Tensor, nn
 
 from onepeace.config import Config
-from onepeace.config.limits import Range
-from onepeace.config.reader import nearest
+from onepeace.config.reader import Range, nearest
 from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch, Inputs
 from onepeace.data.config import DataConfig, SourceConfig

@@ -12,6 +12,7 @@ from support.hub_layouts import cfg, released, vision_branch, wrapper
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
 from onepeace.hub import weights
+from onepeace.hub.tensors import expected
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def num_parameters(module):
 
 def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     """Counted on the original's modules; of audio less an embedding of 1536 that nothing used."""
-    parts = parameters_by_part(weights.expected(Config(build(ModelConfig, SIZES["4b"], "4b"))))
+    parts = parameters_by_part(expected(Config(build(ModelConfig, SIZES["4b"], "4b"))))
     assert parts.pop("decoder")
     assert parts == {
         "adapter text": 78_008_880,

@@ -23,7 +23,7 @@ from onepeace.finetune.recipe import auto_recipe
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.split import SplitSummary, read_summary
 from onepeace.hub.folder import TASKS, read_config
-from onepeace.hub.weights import expected
+from onepeace.hub.tensors import expected
 from onepeace.train.initial_weights import start_weights
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe

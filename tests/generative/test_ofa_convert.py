@@ -14,8 +14,9 @@ from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.generative.convert import infer_config, to_ours
 from onepeace.generative.model import OFA
 from onepeace.hub import weights
-from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
+from onepeace.hub.tensors import expected
+from onepeace.hub.weights import convert
 
 NAMES = json.loads((FOLDER / "names.json").read_text())
 MODEL_SETTINGS = {
@@ -115,7 +116,7 @@ def test_names_of_the_released_base_model(tmp_path):
     config = infer_config(tmp_path, shapes, {})
 
     assert config.model == OFAConfig(**OFA_SIZES["base"])
-    assert weights.expected(config) == shapes
+    assert expected(config) == shapes
 
 
 @pytest.mark.parametrize(

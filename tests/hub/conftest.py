@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.hub_layouts import cfg, released, small_vocabulary, wrapper
 
-from onepeace.hub.convert.convert import convert
+from onepeace.hub.weights import convert
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from support.small_models import small_model
 from onepeace.config import Config
 from onepeace.errors import UserError
 from onepeace.hub import weights
-from onepeace.hub.convert.convert import convert
+from onepeace.hub.weights import convert, describe
 
 HEAD = {"pets": {"kind": "classifier", "on": "image", "num_classes": 5}}
 
@@ -59,7 +59,7 @@ def test_folder_with_a_base_loads_whole(small, whole):
 
 def test_folder_with_a_base_is_converted_to_a_whole_one(small, whole, tmp_path):
     folder = convert(small, tmp_path / "converted")
-    assert weights.describe(folder).config.base is None
+    assert describe(folder).config.base is None
     assert set(load_file(folder / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from onepeace.hub import identity as fingerprint_module
-from onepeace.hub.identity import fingerprint
+from onepeace.hub import resolve as fingerprint_module
+from onepeace.hub.resolve import fingerprint
 
 READ = ("config.yaml", "model.safetensors", "tokenizer.json")
 

@@ -28,11 +28,11 @@ from support.hub_layouts import (
 
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert.convert import convert
+from onepeace.hub.architectures import resize
 from onepeace.hub.convert.infer import CLIP_MEAN, CLIP_STD
-from onepeace.hub.convert.write import vocabulary
+from onepeace.hub.convert.original import vocabulary
 from onepeace.hub.folder import read_config
-from onepeace.hub.one_peace import resize
+from onepeace.hub.weights import convert
 from onepeace.plugins.timm import with_image_size
 
 ALL = ["text", "image", "audio"]

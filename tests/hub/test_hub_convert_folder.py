@@ -14,8 +14,8 @@ from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
 from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import finish_replacement, new_folder, read_config
+from onepeace.hub.weights import convert
 
 
 @pytest.fixture

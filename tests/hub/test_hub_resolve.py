@@ -13,7 +13,7 @@ from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
 from onepeace.errors import UserError
 from onepeace.hub import resolve as resolve_module
 from onepeace.hub import weights
-from onepeace.hub.registry import RELEASED, find
+from onepeace.hub.download import RELEASED, find
 from onepeace.hub.resolve import resolve
 
 

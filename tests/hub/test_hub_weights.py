@@ -16,6 +16,7 @@ from onepeace.files import sums
 from onepeace.hub import weights
 from onepeace.hub.folder import read_config
 from onepeace.hub.tensors import open_weights
+from onepeace.hub.weights import describe
 
 
 def make(*modalities, decoder=None, **changes):
@@ -192,7 +193,7 @@ def test_interrupted_saving_keeps_the_old_folder(image_folder, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onepeace.hub.contents.write_config", interrupt)
+    monkeypatch.setattr("onepeace.hub.tensors.write_config", interrupt)
     with pytest.raises(KeyboardInterrupt):
         weights.save(image_folder, *make("text"))
 
@@ -381,7 +382,7 @@ def test_folder_of_a_newer_version_is_refused(image_folder):
 
 
 def test_description_of_a_folder(folder):
-    description = weights.describe(folder)
+    description = describe(folder)
     assert description.layout == "model folder"
     assert description.config == read_config(folder)
     assert description.tensors["logit_scale"].shape == ()
@@ -391,7 +392,7 @@ def test_description_of_a_folder(folder):
 
 
 def test_description_of_a_checkpoint(checkpoint):
-    description = weights.describe(checkpoint)
+    description = describe(checkpoint)
 
     assert description.layout == "original layout"
     table = description.tensors["adapters.text.token_embed.weight"]

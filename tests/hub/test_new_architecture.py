@@ -19,8 +19,8 @@ import onepeace
 from onepeace.config import Config, Options
 from onepeace.hub import weights
 from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
-from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
+from onepeace.hub.weights import convert
 from onepeace.index.embed import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput

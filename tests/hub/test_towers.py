@@ -22,8 +22,7 @@ from onepeace.export.folder import export_model
 from onepeace.hub import weights
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
-from onepeace.hub.identity import identify
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import identify, resolve
 from onepeace.hub.towers.config import public_name
 from onepeace.hub.towers.libraries import open_tower
 from onepeace.index import Index, Query, build

@@ -9,7 +9,7 @@ from support.indexes import content
 
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UsageError, UserError
-from onepeace.hub.identity import Identity
+from onepeace.hub.resolve import Identity
 from onepeace.index import Index, Query, embed, maintain
 from onepeace.processors.processor import Processor
 

@@ -8,7 +8,7 @@ from support.random_model import save_random_model
 
 from onepeace.embed.embedder import load
 from onepeace.export.text_branch import TextBranch, keep_text_branch, text_branch_folder
-from onepeace.hub.identity import fingerprint
+from onepeace.hub.resolve import fingerprint
 from onepeace.index import Index, maintain
 
 pytest.importorskip("onnxscript")

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from onepeace.errors import UserError
 from onepeace.model.stems.aisfx import AisfxStem, sfx_filters
-from onepeace.model.stems.joined import JoinedStem
 from onepeace.model.stems.lite import LiteStem
-from onepeace.model.stems.soundnet import SoundNetStem
+from onepeace.model.stems.soundnet import JoinedStem, SoundNetStem
 from onepeace.model.stems.timm import TimmStem, create_network
 
 CPU = torch.device("cpu")

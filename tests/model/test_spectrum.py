@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onepeace.model.stems.spectrum import power_spectrum
+from onepeace.model.stems.mel import power_spectrum
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from support.random_model import ADAPTERS, save_random_model
 import onepeace.plugins.timm  # noqa: F401  (registers the models)
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert.convert import convert
+from onepeace.hub.weights import convert
 from onepeace.train.optim import layer_id, parameter_groups
 from onepeace.train.sections import OptimConfig
 

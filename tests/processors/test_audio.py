@@ -15,7 +15,7 @@ from support.golden import golden_tensors
 from support.sounds import FORMATS, RATE, encoded_sound, noise, tone
 
 from onepeace.processors import AudioProcessor
-from onepeace.processors.resample import Resample, resampler
+from onepeace.processors.sounds import Resample, resampler
 
 GOLDEN = golden_tensors("media_preprocess.safetensors")
 RESAMPLED = golden_tensors("resample.safetensors")

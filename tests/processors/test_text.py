@@ -12,8 +12,8 @@ from support.hub_layouts import golden_vocabulary
 from tokenizers import Tokenizer, models, processors
 
 from onepeace.processors import tokenizer as vocabularies
-from onepeace.processors.pieces import clean_text
 from onepeace.processors.text import TextProcessor
+from onepeace.processors.tokenizer import clean_text
 
 GOLDEN = golden_json("media_text.json")
 CASES = GOLDEN["cases"]

@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.model.stems.language import LanguageStem
+from onepeace.model.stems.transformers import LanguageStem
 from onepeace.plan.plan import make_plan
 from onepeace.processors.tokenizer import from_transformers
 from onepeace.train import trainer

@@ -15,7 +15,7 @@ from torch.nn import functional
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
-from onepeace.processors.resample import Resample
+from onepeace.processors.sounds import Resample
 from onepeace.train import trainer
 from onepeace.train.teachers import SAMPLE_RATE, TEACHERS, TeacherOptions, teacher_table
 

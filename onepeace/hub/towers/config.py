@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onepeace.config import Options
-from onepeace.config.limits import Count
+from onepeace.config.reader import Count
 from onepeace.errors import UserError
 
 LIBRARIES = ("open_clip", "clap", "transformers", "sentence-transformers")

@@ -6,15 +6,13 @@ from functools import partial
 from torch import nn
 
 from .aisfx import AisfxStem
-from .joined import JoinedStem
-from .language import LanguageStem
 from .lite import SCALES, LiteStem
 from .mel import MelStem
 from .patches import ConvStem, HMLPStem
 from .pretrained import PretrainedStem
-from .soundnet import SoundNetStem
+from .soundnet import JoinedStem, SoundNetStem
 from .timm import TimmStem
-from .transformers import TransformersStem, network_options
+from .transformers import LanguageStem, TransformersStem, network_options
 from .wave import SAMPLE_RATE, WaveStem
 
 IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {

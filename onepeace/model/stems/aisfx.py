@@ -19,8 +19,8 @@ from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
+from .mel import power_spectrum
 from .pretrained import PretrainedStem
-from .spectrum import power_spectrum
 from .wave import SAMPLE_RATE, Count
 
 PUBLISHED_RATE = 44100

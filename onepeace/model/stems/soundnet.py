@@ -1,5 +1,6 @@
 """An audio stem trained on the sound of two million videos (Aytar, Vondrick and Torralba, "SoundNet: Learning sound
-representations from unlabeled video", NeurIPS 2016; MIT): a waveform -> one token per 375 ms.
+representations from unlabeled video", NeurIPS 2016; MIT): a waveform -> one token per 375 ms. `JoinedStem` has the
+features of aisfx beside them.
 
 Padding never leaks: it is zeroed before every convolution that could see it.
 """
@@ -15,6 +16,7 @@ from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
+from .aisfx import AisfxStem
 from .pretrained import PretrainedStem
 from .wave import Count
 
@@ -108,3 +110,29 @@ def _max_pool(x: Tensor, size: int) -> Tensor:
 def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """(B, C, N) with zeros after the first ``lengths`` (B,) of each item."""
     return x.masked_fill(padding(lengths, x.shape[2])[:, None], 0.0)
+
+
+class JoinedStem(PretrainedStem):
+    """Concatenated features of `AisfxStem` and `SoundNetStem`, whose tokens have the same length.
+
+    Args:
+        dim: width of the tokens.
+    """
+
+    def __init__(self, dim: int):
+        parts = AisfxStem(0), SoundNetStem(0)
+        super().__init__(dim, sum(part.channels for part in parts))
+        self.network = nn.ModuleList(parts)
+        self.hop = parts[0].hop
+        self.receptive_field = max(part.receptive_field for part in parts)
+
+    def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
+        return torch.cat([part.features(waveform, lengths, shortest) for part in self.network], dim=-1)
+
+    def token_lengths(self, samples: Count) -> Count:
+        return self.network[0].token_lengths(samples)
+
+    def load_pretrained(self) -> None:
+        for part in self.network:
+            part.load_pretrained()

@@ -11,8 +11,7 @@ from onepeace.errors import UserError
 from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.processors import TextProcessor
-from onepeace.processors.pieces import TextPieces
-from onepeace.processors.tokenizer import BOS, EOS, PAD, SPECIALS, UNK
+from onepeace.processors.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, TextPieces
 
 SETTINGS = ("lower", "clean", "prefix_space")
 
