@@ -59,8 +59,6 @@ class Batch:
     """(N,) int64 by modality: the tokens that are not padding among the positions after CLS, as in `Mask.masked`."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
     """Masks by modality and pass: "contrastive" for token dropout, "unimodal" and "joint" for denoising."""
-    replaced: list[str] = field(default_factory=list)
-    """Keys of items that could not be decoded and were replaced."""
     source: str = ""
     """Name of the sources of all items."""
     parts: tuple["Batch", ...] = ()

@@ -1,61 +1,40 @@
 """Assembly of batches: each item's sample is read and decoded, the items are collated, and masks are drawn."""
 
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from onepeace.data.augment import Another, AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.batch import Batch, Inputs, Mask
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.decode import DecodedItem, Decoder
 from onepeace.data.masking import MaskRates, draw_masks, word_starts, word_table
-from onepeace.data.reader import Item, Unreadable
-from onepeace.data.sample import BrokenSample, Sample
-from onepeace.data.shard import CacheFailure, UnreadableShard, content_of
-from onepeace.data.source import ALLOWED_BROKEN, Candidates
+from onepeace.data.reader import Item
+from onepeace.data.sample import Sample, item_name
+from onepeace.data.shard import CacheFailure, content_of
+from onepeace.data.source import ALLOWED_BROKEN
 from onepeace.errors import UserError
 
+MIXED = "mixed"
+"""Suffix of the key, after a dot, of an item with another one mixed in; no sample's key has a dot."""
 Masks = dict[str, dict[str, Mask]]
 """Masks by modality and pass."""
 
 
-class Broken(NamedTuple):
-    """A sample that cannot be read or decoded, which another has replaced."""
+class DecodedItem(NamedTuple):
+    """An item on its way into a batch."""
 
-    source: int
-    """Number of its source in data.train."""
-    key: str
-    reason: str
-    """A line that names it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Fate of the samples that were drawn for a batch."""
-
-    counts: Counter[int] = field(default_factory=Counter)
-    """Number of samples by the number of their source, with broken ones."""
-    broken: list[Broken] = field(default_factory=list)
-    unreadable: list[Unreadable] = field(default_factory=list)
-    """Shards that could be opened, and not be read any more."""
-
-    def add_lost(self, candidates: Candidates, candidate: int, item: Item, error: UserError) -> None:
-        """Add a sample that another one replaces, as it is broken or its shard cannot be read."""
-        source = candidates.source.number
-        if isinstance(error, UnreadableShard):
-            epoch = item.window.cursor["epoch"]
-            self.unreadable.append(Unreadable(source, candidates.number, epoch, str(error)))
-            return
-        key = candidates.key(candidate)
-        reason = str(error)
-        if not isinstance(error, BrokenSample):
-            reason = f"{candidates.shard.name}: {key} cannot be decoded ({error})"
-        self.counts[source] += 1
-        self.broken.append(Broken(source, key, reason))
+    sample: Sample
+    """The sample; without inputs and targets if another one was mixed in."""
+    caption: str
+    """The caption as drawn and changed by augmentation."""
+    values: dict[str, Any]
+    """Decoded input by modality; a list where an item has several."""
 
 
 class BatchBuilder:
@@ -66,7 +45,8 @@ class BatchBuilder:
         processors: processors by modality.
         adapters: the model's adapters by modality, which count tokens and select rows; they may be on the meta device.
         masks: rates of the masked passes by modality.
-        features: see `Decoder`.
+        features: caches of the features of augmented views by modality, which are read instead of the media
+            (`onepeace.train.frozen`, with the samples by `item_name`).
         parts: number of parts in which a process computes its batch.
     """
 
@@ -86,28 +66,28 @@ class BatchBuilder:
         self.parts = parts
         self.sources = {source.name: source for source in config.train}
         """One source for each name; all sources of a name have the same pair, targets and candidates."""
-        self.decoder = Decoder(config, processors, features)
+        self.features = features or {}
+        self.augments = dict.fromkeys(processors, Augment())
+        self.augments.update(make_augments(config.augment))
+        self._sounds: OrderedDict[Any, Tensor] = OrderedDict()
+        """Decoded sounds, the one that was used last at the end."""
+        self._free_sound_bytes = round(config.sound_megabytes * 1e6)
         self.word_table: Any = None
         if "text" in {*self.masks, *config.token_dropout}:
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
-    def batch(self, name: str, items: Sequence[Item]) -> tuple[Batch, Drawn]:
+    def batch(self, name: str, items: Sequence[Item]) -> Batch:
         """Build a batch from the sources of a name.
 
         Raises:
             UserError: no sample in a row as long as a window can be read; items have different numbers of inputs.
         """
         source = self.sources[name]
-        drawn = Drawn()
-        decoded: list[DecodedItem] = []
-        for item in items:
-            decoded.append(self._first_readable(source, item, drawn))
+        decoded = [self._first_readable(source, item) for item in items]
         batch = self._assemble(source, decoded)
-        replaced = [broken.key for broken in drawn.broken]
-        masks = self._masks(batch, items)
-        batch = replace(batch, replaced=replaced, masks=masks)
-        return batch.split(self.parts, self.adapters), drawn
+        batch = replace(batch, masks=self._masks(batch, items))
+        return batch.split(self.parts, self.adapters)
 
     def _assemble(self, source: SourceConfig, items: Sequence[DecodedItem]) -> Batch:
         """The batch of some items, without masks."""
@@ -136,25 +116,127 @@ class BatchBuilder:
         )
         return batch.measured(self.adapters)
 
-    def _first_readable(self, source: SourceConfig, item: Item, drawn: Drawn) -> DecodedItem:
+    def _first_readable(self, source: SourceConfig, item: Item) -> DecodedItem:
         """The sample of an item, or the next in its lane that can be read and decoded."""
         limit = max(ALLOWED_BROKEN, len(item.window))
         reason = ""
         for attempt in range(limit + 1):
             candidates, candidate = item.lane.at(item.position + attempt)
             try:
-                decoded = self.decoder.decode(source, candidates.read(candidate), item)
-                drawn.counts[candidates.source.number] += 1
+                decoded = self._decode(source, candidates.read(candidate), item)
+                candidates.source.drawn += 1
                 return decoded
             except CacheFailure:
                 raise
             except UserError as error:
-                drawn.add_lost(candidates, candidate, item, error)
+                candidates.lose(candidate, error, item.window.cursor["epoch"])
                 reason = str(error)
         raise UserError(
             f"no sample of {limit} in a row can be read ({reason}); repair the shards",
             where=candidates.source.config.shards,
         )
+
+    def _decode(self, source: SourceConfig, sample: Sample, item: Item) -> DecodedItem:
+        """Decode an item.
+
+        Args:
+            source: a source of the sample's name.
+            item: place of the sample in the batch.
+
+        Raises:
+            UserError: an input cannot be read or decoded.
+        """
+        caption = self._choose_caption(source, sample, item.rng)
+        values: dict[str, Any] = {}
+        partners: list[Sample] = []  # samples that are mixed into this one
+        for modality in source.modalities:
+            if modality in self.features:
+                values[modality], partner = self.features[modality].draw(item_name(sample), item.rng)
+                if partner is not None:
+                    partners.append(partner)
+                    caption = join_captions(caption, self._choose_caption(source, partner, item.rng))
+            elif modality != "text":
+                another = partial(self._draw_partner, source, modality, item, partners)
+                values[modality], caption = self._vary(modality, sample, caption, item.rng, another)
+        if "text" in source.modalities:
+            values["text"] = self._texts(source, sample, caption)
+        if partners:  # label, captions and precomputed features of one clip do not fit a mix of two
+            key = f"{sample.key}.{MIXED}"
+            sample = replace(sample, key=key, inputs={}, targets={})
+        return DecodedItem(sample, caption, values)
+
+    def _draw_partner(self, source: SourceConfig, modality: str, item: Item, partners: list[Sample]) -> tuple[Any, str]:
+        """A random sample's decoded input and caption, to be mixed in; those that cannot be read are passed over."""
+        for _ in range(max(ALLOWED_BROKEN, len(item.window))):
+            try:
+                sample = item.window.any_sample(item.rng)
+                value = self._load(modality, sample.inputs[modality])
+            except CacheFailure:
+                raise
+            except UserError:  # reported when the sample itself is drawn
+                continue
+            partners.append(sample)
+            return value, self._choose_caption(source, sample, item.rng)
+        raise UserError("no sample can be read to be mixed into others; repair the shards", where=source.shards)
+
+    def _vary(
+        self, modality: str, sample: Sample, caption: str, rng: np.random.Generator, another: Another
+    ) -> tuple[Any, str]:
+        """The decoded and augmented input of a sample, and its caption; each of several pictures by itself."""
+        content = sample.inputs[modality]
+        values: list[Any] = []
+        varied_caption = caption
+        for part in content if isinstance(content, list) else [content]:
+            loaded = self._load(modality, part)
+            value, varied_caption = self.augments[modality].vary(
+                loaded, caption, self.processors[modality], rng, another
+            )
+            values.append(value)
+        if isinstance(content, list):
+            return values, caption
+        return values[0], varied_caption
+
+    def _load(self, modality: str, content: Any) -> Any:
+        """Load an input; sounds come from their cache, if they are in it."""
+        augment = self.augments[modality]
+        if not (self.config.sound_megabytes and isinstance(augment, AudioAugment)):
+            return augment.load(content_of(content), self.processors[modality])
+        if content not in self._sounds:
+            self._sounds[content] = augment.load(content_of(content), self.processors[modality])
+            self._free_sound_bytes -= self._sounds[content].nbytes
+        self._sounds.move_to_end(content)
+        loaded = self._sounds[content]
+        while self._free_sound_bytes < 0:
+            _, oldest = self._sounds.popitem(last=False)
+            self._free_sound_bytes += oldest.nbytes
+        return loaded
+
+    def _choose_caption(
+        self,
+        source: SourceConfig,
+        sample: Sample,
+        rng: np.random.Generator,
+    ) -> str:
+        """One of the captions and of the templates filled with the label; "" if there is none."""
+        choices = list(sample.captions)
+        if sample.label:
+            for modality in source.modalities:
+                for template in self.config.templates.get(modality, ()):
+                    choices.append(template.format(sample.label))
+        if not choices:
+            return ""
+        return choices[int(rng.integers(len(choices)))]
+
+    def _texts(self, source: SourceConfig, sample: Sample, caption: str) -> Any:
+        """The decoded caption, or with a template one text for each candidate answer."""
+        decode = self.processors["text"].decode
+        if source.candidates is None:
+            return decode(caption)
+        texts: list[Any] = []
+        for candidate in sample.targets["candidates"]:
+            text = source.candidates.format(text=caption, candidate=candidate)
+            texts.append(decode(text))
+        return texts
 
     def _collate(self, modality: str, items: Sequence[DecodedItem], rows: int) -> Inputs:
         """The model's input of one modality; an input that an item has once is repeated in all of its rows."""
@@ -167,9 +249,9 @@ class BatchBuilder:
                 values += value
             else:
                 values += [value] * rows
-        if modality in self.decoder.features:
+        if modality in self.features:
             return _collate_features(values)
-        augment = self.decoder.augments[modality]
+        augment = self.augments[modality]
         inputs = augment.collate(values, self.processors[modality])
         if has_several and modality != "text":
             inputs["type_ids"] = torch.arange(rows).repeat(len(items))

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,23 +24,13 @@ from onepeace.data.config import DataConfig
 from onepeace.data.order import MASK, ORDER, VARY, default_lanes, draw_order, lane_shards, num_drawn
 from onepeace.data.sample import Sample
 from onepeace.data.shard import UnreadableShard, fetch_ahead
-from onepeace.data.source import Candidates, Source
+from onepeace.data.source import Candidates, Lost, Source
 from onepeace.errors import UserError
 
 Cursor = Mapping[str, int]
 """Start of a window of a lane, from which a resumed run continues: "epoch", "shard" (index among the lane's shards of
-the epoch), "start" (position of its first sample); and the number of "shards" and "lanes", which must not change."""
-
-
-class Unreadable(NamedTuple):
-    """A shard that a lane could not read."""
-
-    source: int
-    """Number of its source in data.train."""
-    shard: int
-    """Its number in the source."""
-    epoch: int
-    reason: str
+the epoch), "start" (position of its first sample); and the number of "shards" and "lanes", which must not change. That
+of a window has its number of "samples" too, which all processes that share the lane agree on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +112,6 @@ class Lane:
         """Consecutive windows, from the one that `release` was last called for."""
         self._ahead_of: Window | None = None
         """Window for which shards were last fetched ahead."""
-        self.unreadable: list[Unreadable] = []
-        """Shards that could not be opened, until somebody empties the list."""
 
     def window(self, position: int) -> Window:
         """The window that contains a position, reached from earlier windows or from the start."""
@@ -132,7 +119,7 @@ class Lane:
             self.windows.clear()
         if not self.windows:
             self.windows.append(self._draw(self.begin))
-        while position >= self.windows[-1].next_cursor["start"]:
+        while position >= self.windows[-1].next_cursor["start"]:  # a window may have no sample
             self.windows.append(self._draw(self.windows[-1].next_cursor))
         return next(window for window in reversed(self.windows) if position >= window.cursor["start"])
 
@@ -159,13 +146,6 @@ class Lane:
         candidates, candidate = self.at(position)
         return candidates.read(candidate)
 
-    def _draw(self, cursor: Cursor) -> Window:
-        """The first window from ``cursor`` on that has a sample."""
-        window = self._draw_once(cursor)
-        while not len(window.order):
-            window = self._draw_once(window.next_cursor)
-        return window
-
     def _fetch_ahead(self, window: Window) -> None:
         """Fetch as many shards as a window has, of those that follow it in its epoch: the next one deals them anew."""
         following = window.next_cursor
@@ -178,8 +158,8 @@ class Lane:
             addresses.append(source.shards[shard])
         fetch_ahead(addresses, self.sources[0].cache_bytes)
 
-    def _draw_once(self, cursor: Cursor) -> Window:
-        """The window at ``cursor``, which may have no sample."""
+    def _draw(self, cursor: Cursor) -> Window:
+        """The window at ``cursor``, which has no sample if none of its shards can be opened."""
         epoch = cursor["epoch"]
         first = cursor["shard"]
         numbers = self._epoch_shards(epoch)
@@ -194,7 +174,7 @@ class Lane:
             if first == 0 and self.lanes == 1:
                 self._check_epoch(sizes)
         ends = np.cumsum([len(candidates) for candidates in shards])
-        return Window(cursor, next_cursor, shards, ends, order)
+        return Window({**cursor, "samples": sum(sizes)}, next_cursor, shards, ends, order)
 
     def _open_until_full(
         self, numbers: Sequence[int], epoch: int, first: int
@@ -217,7 +197,7 @@ class Lane:
                 opened[number] = source.open(shard)
                 sizes[source] += len(opened[number])
             except UnreadableShard as error:
-                self.unreadable.append(Unreadable(source.number, shard, epoch, str(error)))
+                source.lost.append(Lost(source.number, str(error), shard, epoch))
         return [opened[number] for number in sorted(opened)], [*sizes.values()], last
 
     def _epoch_shards(self, epoch: int) -> list[int]:
@@ -291,7 +271,11 @@ class Reader:
         self.rows = rows
         self.machines = machines
         by_source = data.batches == "by_source"
-        saved = self._saved(cursors or {})
+        saved: dict[int, Cursor] = {}
+        for key, cursor in (cursors or {}).items():
+            name, _, lane = key.rpartition("/")
+            if name == self.name:
+                saved[int(lane)] = cursor
         self.num_lanes = self._number_of_lanes(data.lanes, by_source, saved)
         """Number of all lanes."""
         self.share = batch_size // self.num_lanes
@@ -308,15 +292,6 @@ class Reader:
                 run=batch_size if by_source else 1,
                 cursor=saved.get(number),
             )
-
-    def _saved(self, cursors: Mapping[str, Cursor]) -> dict[int, Cursor]:
-        """The cursors of this name by lane."""
-        saved: dict[int, Cursor] = {}
-        for key, cursor in cursors.items():
-            name, _, lane = key.rpartition("/")
-            if name == self.name:
-                saved[int(lane)] = cursor
-        return saved
 
     def _number_of_lanes(self, wanted: int | None, by_source: bool, saved: Mapping[int, Cursor]) -> int:
         shards = sum(len(source.shards) for source in self.sources)
@@ -368,14 +343,6 @@ class Reader:
     def cursors(self, step: int) -> dict[str, Cursor]:
         """Cursors from which this and later steps are found, by "name/lane"."""
         return {f"{self.name}/{number}": window.cursor for number, window in self.windows(step)}
-
-    def take_unreadable(self) -> list[Unreadable]:
-        """Shards that could not be opened since the last call."""
-        unreadable: list[Unreadable] = []
-        for lane in self.lanes.values():
-            unreadable += lane.unreadable
-            lane.unreadable = []
-        return unreadable
 
 
 def _number_of(source: Source) -> int:

@@ -44,8 +44,6 @@ STALLED = 60.0
 """Seconds without data after which an attempt fails."""
 REQUEST_SECONDS = 600.0
 """Seconds after which a request fails, and is not repeated, even if data still trickle in."""
-REFUSED_SECONDS = 60.0
-"""Seconds for which no process of a machine asks again for a shard that it was refused."""
 OPEN_FILES = 128
 """Maximum number of shards that a process keeps open."""
 FETCHING = 4
@@ -299,7 +297,6 @@ def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
     fields = _read_index(files)
     if fields is None:
         with FileLock(folder / f"{name[:3]}.lock"):
-            _check_refused(folder / f"{name}.refused")
             fields = _read_index(files) or _make_index(address, tar, index)
             if is_copied or name.startswith("00"):  # listing the folder for each of many indexes would take long
                 _make_room(folder, cache_bytes, keep=files)
@@ -311,26 +308,14 @@ def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
 def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
     """Copy a shard, unless it is read in place, and write its index."""
     if tar.parent == index.parent:
-        try:
-            with write_atomic(tar) as temporary:
-                _copy(address, temporary)
-                fields = index_tar(temporary)
-        except _Failure as error:
-            if error.is_final:
-                tar.with_suffix(".refused").write_text(str(error), encoding="utf-8")
-            raise
+        with write_atomic(tar) as temporary:
+            _copy(address, temporary)
+            fields = index_tar(temporary)
     else:
         fields = index_tar(tar)
     arrays = {name: value for name, value in fields.items() if name != "layouts"}
     write_derived(index, index.stem, arrays, fields["layouts"])
     return fields
-
-
-def _check_refused(refused: Path) -> None:
-    """`_Failure` if another process has just been refused a shard, so that not each of them waits for a server."""
-    with suppress(FileNotFoundError):
-        if time.time() - refused.stat().st_mtime < REFUSED_SECONDS:
-            raise _Failure(refused.read_text(encoding="utf-8"), is_final=True)
 
 
 def _with_pauses(attempt: Callable[[], Any], pauses: Sequence[float]) -> Any:
@@ -541,7 +526,7 @@ def _make_room(folder: Path, limit: float, keep: Sequence[Path]) -> None:
     remove_unfinished_in(folder)
     files: list[tuple[int, int, Path]] = []
     for path in folder.iterdir():
-        if path.suffix in (".tar", ".index", ".refused") and not path.name.startswith("."):
+        if path.suffix in (".tar", ".index") and not path.name.startswith("."):
             with suppress(FileNotFoundError):  # another process makes room too
                 status = path.stat()
                 files.append((status.st_mtime_ns, status.st_size, path))

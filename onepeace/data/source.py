@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.sample import Sample, has_modalities, parse_sample
+from onepeace.data.sample import BrokenSample, Sample, has_modalities, parse_sample
 from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 
 log = logging.getLogger(__name__)
 
-REPLACING = ("ready", "moving")
-"""Endings of the folder of new shards, while older ones are deleted, and while they move."""
+REPLACING = ".replacing"
+"""Ending of the name of the mark that a folder has while new shards take the place of older ones."""
 ALLOWED_BROKEN = 10
 """Number of lost samples of a source that never stop a run, unless all are lost."""
 NAMED = 3
@@ -84,14 +85,13 @@ def _check_replaced(pattern: str, shards: Sequence[str]) -> None:
     """
     names = [os.path.basename(shard) for shard in shards]
     for folder in sorted({os.path.dirname(path) for path in (pattern, *shards)}):
-        for state in REPLACING:
-            for path in glob.glob(os.path.join(folder, f".*.{state}")):
-                prefix = os.path.basename(path).removeprefix(".").removesuffix(f".{state}")
-                if not names or any(name.startswith(f"{prefix}-") for name in names):
-                    raise UserError(
-                        f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; the same "
-                        "onepeace shards command finishes it"
-                    )
+        for mark in glob.glob(os.path.join(folder, f".*{REPLACING}")):
+            prefix = os.path.basename(mark).removeprefix(".").removesuffix(REPLACING)
+            if not names or any(name.startswith(f"{prefix}-") for name in names):
+                raise UserError(
+                    f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; write them again "
+                    "with onepeace shards ... --force"
+                )
 
 
 def _addresses(address: str) -> list[str]:
@@ -113,6 +113,19 @@ def _addresses(address: str) -> list[str]:
         return [address]
     filesystem, pattern = url_to_fs(address)
     return [filesystem.unstrip_protocol(path) for path in filesystem.glob(pattern)]
+
+
+class Lost(NamedTuple):
+    """A shard that cannot be read, or a broken sample."""
+
+    source: int
+    """Number of its source in data.train."""
+    reason: str
+    """A line that names it."""
+    shard: int | None = None
+    """Number of the shard in the source; None for a sample."""
+    epoch: int = 0
+    """Epoch in which the shard could not be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +159,18 @@ class Candidates:
             has_templates=self.source.has_templates,
         )
 
-    def key(self, candidate: int) -> str:
-        """Key of a sample."""
-        return self.shard.key(int(self.rows[candidate]))
+    def lose(self, candidate: int, error: UserError, epoch: int) -> None:
+        """Note that a sample is broken, or that the shard cannot be read any more."""
+        source = self.source
+        if isinstance(error, UnreadableShard):
+            source.lost.append(Lost(source.number, str(error), self.number, epoch))
+            return
+        reason = str(error)
+        if not isinstance(error, BrokenSample):
+            key = self.shard.key(int(self.rows[candidate]))
+            reason = f"{self.shard.name}: {key} cannot be decoded ({error})"
+        source.drawn += 1
+        source.lost.append(Lost(source.number, reason))
 
 
 class Source:
@@ -179,6 +201,10 @@ class Source:
         """Numbers of the shards that were opened last without a usable sample, or could not be."""
         self.has_templates = any(data.templates.get(modality) for modality in config.modalities)
         self._matches_key = re.compile(translate(config.keys)).match
+        self.drawn = 0
+        """Number of samples that were drawn in this process, with broken ones, since somebody set it to 0."""
+        self.lost: list[Lost] = []
+        """What was lost in this process, until somebody empties the list."""
 
     def open(self, number: int) -> Candidates:
         """The samples of a shard that this source uses.
@@ -232,17 +258,15 @@ class Source:
         """
         losses = Losses(self)
         lines: list[str] = []
-        usable = 0
         for number in range(len(self.shards)):
             try:
                 candidates = self.open(number)
             except UnreadableShard as error:
                 if self.needs_all:
                     raise
-                losses.add_unreadable(number, epoch=0)
+                losses.unreadable[number] = 0
                 lines.append(str(error))
                 continue
-            losses.listed += (len(candidates), 1)
             for i in range(len(candidates)):
                 losses.drawn += 1
                 try:
@@ -251,11 +275,10 @@ class Source:
                     losses.broken += 1
                     lines.append(str(error))
                     continue
-                usable += 1
                 yield sample
         log_lost(lines, "left out")
         example = next(iter(lines), "")
-        if not usable:
+        if losses.drawn == losses.broken:
             raise self.no_sample(example)
         losses.check(example)
 
@@ -275,20 +298,13 @@ def open_sources(data: DataConfig) -> list[Source]:
 
 
 class Losses:
-    """How much of a source a run has lost: shards that cannot be read, of all, and broken samples, of those drawn.
+    """How much of a source a run has lost."""
 
-    Args:
-        source: the source.
-        at_least: least number of drawn samples that broken ones are compared with, at most all of the source.
-    """
-
-    def __init__(self, source: Source, at_least: int = 0) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.at_least = at_least
         self.drawn = 0
+        """Number of samples that were drawn, with broken ones."""
         self.broken = 0
-        self.listed = np.zeros(2, np.int64)
-        """Samples and shards of which the mean size of a shard is known."""
         self.unreadable: dict[int, int] = {}
         """Epoch in which a shard could last not be read, by its number."""
 
@@ -298,17 +314,14 @@ class Losses:
         self.unreadable = {**kept, shard: epoch}
 
     def check(self, example: str) -> None:
-        """`UserError` if more than the limit are lost.
+        """`UserError` if the share of unreadable shards, plus that of broken samples after the first few, is too much.
 
         Args:
             example: line of one of them.
         """
-        samples, shards = self.listed.tolist()
-        samples_per_shard = max(samples, 1) / max(shards, 1)
-        in_shards = samples_per_shard * len(self.source.shards)
-        compared = max(self.drawn, min(self.at_least, in_shards))
-        lost = len(self.unreadable) / len(self.source.shards) + self.broken / max(compared, 1)
-        if lost * in_shards > ALLOWED_BROKEN and lost > self.source.broken_limit:
+        too_many = max(self.broken - ALLOWED_BROKEN, 0)
+        lost = len(self.unreadable) / len(self.source.shards) + too_many / max(self.drawn, 1)
+        if lost > self.source.broken_limit:
             raise UserError(
                 f"{len(self.unreadable)} of {len(self.source.shards)} shards cannot be read, and {self.broken} of "
                 f"{self.drawn} samples are broken ({example}); repair the shards, or raise data.broken_limit",

@@ -14,17 +14,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from onepeace.data.batch import Batch
-from onepeace.data.builder import BatchBuilder, Broken
+from onepeace.data.builder import BatchBuilder
 from onepeace.data.order import fetches
-from onepeace.data.reader import Cursor, Lane, Reader, Unreadable
+from onepeace.data.reader import Cursor, Lane, Reader
 from onepeace.data.shard import FETCHING
-from onepeace.data.source import Losses, Source, log_lost
+from onepeace.data.source import Losses, Lost, Source, log_lost
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
 
@@ -44,15 +42,10 @@ class Step:
     """One for each name of sources."""
     cursors: dict[str, Cursor]
     """Cursor of each lane of this process, by "name/lane"."""
-    counts: NDArray[np.int64]
-    """(S, 4): for each source, number of samples that were drawn, and of those that were broken; number of samples and
-    of shards in the windows of this step."""
-    broken: list[Broken]
-    """Samples that others have replaced."""
-    unreadable: list[Unreadable]
-    """Shards that could not be opened or read."""
-    sizes: dict[str, int]
-    """Number of samples in the window of each lane of this process, by "name/lane"."""
+    drawn: list[int]
+    """Number of samples of each source that were drawn, with broken ones."""
+    lost: list[Lost]
+    """Shards that could not be read, and broken samples, which others have replaced."""
 
     def pin_memory(self) -> "Step":
         """The step with batches in page-locked memory; torch's DataLoader calls it."""
@@ -109,26 +102,18 @@ class Steps:
     def __getitem__(self, step: int) -> Step:
         batches: list[Batch] = []
         cursors: dict[str, Cursor] = {}
-        counts = np.zeros((len(self.sources), 4), np.int64)
-        broken: list[Broken] = []
-        unreadable: list[Unreadable] = []
-        sizes: dict[str, int] = {}
         for name, reader in self.readers.items():
             reader.release(step)
-            batch, drawn = self.builder.batch(name, reader.items(step))
-            batches.append(batch)
+            batches.append(self.builder.batch(name, reader.items(step)))
             cursors.update(reader.cursors(step))
-            for source, count in drawn.counts.items():
-                counts[source, 0] += count
-            for sample in drawn.broken:
-                counts[sample.source, 1] += 1
-            broken += drawn.broken
-            unreadable += drawn.unreadable + reader.take_unreadable()
-            for lane, window in reader.windows(step):
-                sizes[f"{name}/{lane}"] = len(window)
-                for candidates in window.shards:
-                    counts[candidates.source.number, 2:] += (len(candidates), 1)
-        return Step(batches, cursors, counts, broken, unreadable, sizes)
+        drawn: list[int] = []
+        lost: list[Lost] = []
+        for source in self.sources:
+            drawn.append(source.drawn)
+            lost += source.lost
+            source.drawn = 0
+            source.lost = []
+        return Step(batches, cursors, drawn, lost)
 
     def open(self, step: int) -> None:
         """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads.
@@ -228,16 +213,16 @@ class Account:
     """
 
     def __init__(self, steps: Steps, cursors: Mapping[str, Cursor]) -> None:
-        self.losses = [Losses(source, steps.builder.config.shuffle_buffer) for source in steps.sources]
+        self.losses = [Losses(source) for source in steps.sources]
         """Losses of all processes, by source."""
         for number, losses in enumerate(self.losses):
             losses.drawn = cursors.get(COUNTS, {}).get(f"{number} drawn", 0)
             losses.broken = cursors.get(COUNTS, {}).get(f"{number} broken", 0)
         self._names = [[os.path.basename(shard) for shard in source.shards] for source in steps.sources]
         self._cursors: dict[str, Cursor] = {}
-        self._sizes: dict[str, int] = {}
-        self._counts = np.zeros((len(self.losses), 4), np.int64)
-        self._unreadable: list[Unreadable] = []
+        self._drawn = [0] * len(self.losses)
+        self._broken = [0] * len(self.losses)
+        self._unreadable: list[Lost] = []
         self._examples: dict[int, str] = {}
         """Line of the first loss of each source in this process."""
         self._lines: list[str] = []
@@ -247,24 +232,25 @@ class Account:
     def add(self, step: Step) -> None:
         """Add the next step of this process."""
         self._cursors = step.cursors
-        self._sizes = step.sizes
-        self._counts[:, :2] += step.counts[:, :2]
-        self._counts[:, 2:] = step.counts[:, 2:]
-        self._unreadable += step.unreadable
-        lost: list[Unreadable | Broken] = [*step.unreadable, *step.broken]
-        for entry in lost:
-            self._examples.setdefault(entry.source, entry.reason)
-            if entry.reason not in self._told and len(self._told) < TOLD:
-                self._told.add(entry.reason)
-                self._lines.append(entry.reason)
+        for number, drawn in enumerate(step.drawn):
+            self._drawn[number] += drawn
+        for lost in step.lost:
+            if lost.shard is None:
+                self._broken[lost.source] += 1
+            else:
+                self._unreadable.append(lost)
+            self._examples.setdefault(lost.source, lost.reason)
+            if lost.reason not in self._told and len(self._told) < TOLD:
+                self._told.add(lost.reason)
+                self._lines.append(lost.reason)
 
     def own(self) -> dict[str, Any]:
         """Account of this process, as plain numbers and text."""
         return {
             "names": zlib.crc32(repr(self._names).encode()),
             "cursors": self._cursors,
-            "sizes": self._sizes,
-            "counts": self._counts.tolist(),
+            "drawn": self._drawn,
+            "broken": self._broken,
             "unreadable": self._unreadable,
             "examples": self._examples,
         }
@@ -277,21 +263,18 @@ class Account:
         """
         _check_agreement(told)
         log_lost(self._lines, "replaced by others")
-        counts = np.sum([part["counts"] for part in told], axis=0)
-        for losses, (drawn, broken, *listed) in zip(self.losses, counts, strict=True):
-            losses.drawn += int(drawn)
-            losses.broken += int(broken)
-            if any(listed):
-                losses.listed = np.array(listed)
         for part in told:
-            for source, shard, epoch, _ in part["unreadable"]:
-                self.losses[source].add_unreadable(shard, epoch)
-        self._counts[:] = 0
-        self._unreadable = []
-        self._lines = []
+            for lost in part["unreadable"]:
+                self.losses[lost.source].add_unreadable(lost.shard, lost.epoch)
         for number, losses in enumerate(self.losses):
+            losses.drawn += sum(part["drawn"][number] for part in told)
+            losses.broken += sum(part["broken"][number] for part in told)
             examples = [part["examples"][number] for part in told if number in part["examples"]]
             losses.check(next(iter(examples), "see the log"))
+        self._drawn = [0] * len(self.losses)
+        self._broken = [0] * len(self.losses)
+        self._unreadable = []
+        self._lines = []
 
     def state(self) -> dict[str, Cursor]:
         """The counts, for a checkpoint."""
@@ -312,8 +295,7 @@ def _check_agreement(told: Sequence[Mapping[str, Any]]) -> None:
             differs_from = 0
         for lane, cursor in part["cursors"].items():
             first = first_of_lane.setdefault(lane, rank)
-            is_same_size = part["sizes"][lane] == told[first]["sizes"][lane]
-            if cursor != told[first]["cursors"][lane] or not is_same_size:
+            if cursor != told[first]["cursors"][lane]:
                 differs_from = first
         if differs_from != rank:
             raise UserError(

@@ -1,8 +1,8 @@
 """Writer of webdataset shards in the form that source.py reads.
 
 Equal samples yield equal bytes: members have no time and no owner. Shards get their names when all are written; after
-an error or Ctrl-C, no new shard is left and older ones are untouched. New shards that replace older ones wait in a
-folder ``.PREFIX.ready`` while those are deleted, and move from ``.PREFIX.moving``: a call after a kill continues there.
+an error or Ctrl-C, no new shard is left and older ones are untouched. While new shards take the place of older ones,
+the folder has a mark, ``.PREFIX.replacing``: if a kill leaves it, the shards are not read until they are written again.
 """
 
 import hashlib
@@ -49,7 +49,6 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
     with ExitStack() as stack:
         with _naming(folder, prefix):
             folder.mkdir(parents=True, exist_ok=True)
-            finish_replacement(folder, prefix)
             for leftover in folder.glob(f"{UNFINISHED}*"):
                 if is_left_over(leftover):
                     shutil.rmtree(leftover)
@@ -79,33 +78,25 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
 
 
 def _replace_shards(folder: Path, prefix: str, unfinished: Path) -> list[Path]:
-    """Move new shards to the folder and remove older ones; returns the new paths."""
+    """Remove older shards and move new ones to the folder, which has a mark meanwhile; returns the new paths."""
     names = sorted(path.name for path in unfinished.iterdir())
     for name in names:
         sync(unfinished / name)
-    unfinished.rename(folder / f".{prefix}.ready")
+    mark = folder / f".{prefix}{REPLACING}"
+    mark.mkdir(exist_ok=True)
     sync(folder)
-    finish_replacement(folder, prefix)
+    for path in older_shards(folder, prefix):
+        path.unlink()
+    for name in names:
+        (unfinished / name).rename(folder / name)
+    sync(folder)
+    mark.rmdir()
     return [folder / name for name in names]
 
 
-def finish_replacement(folder: Path, prefix: str) -> None:
-    """Replace older shards by those that are ready, or finish what a killed process has begun.
-
-    Raises:
-        OSError: a file cannot be deleted or moved.
-    """
-    ready, moving = (folder / f".{prefix}.{state}" for state in REPLACING)
-    if ready.is_dir():
-        for path in _shards(folder, prefix):
-            path.unlink()
-        sync(folder)
-        ready.rename(moving)
-    if moving.is_dir():
-        for path in sorted(moving.iterdir()):
-            path.rename(folder / path.name)
-        moving.rmdir()
-        sync(folder)
+def older_shards(folder: Path, prefix: str) -> list[Path]:
+    """Existing shards of a folder and prefix."""
+    return [path for path in sorted(folder.glob(f"{prefix}-*")) if SHARD.fullmatch(path.name.removeprefix(prefix))]
 
 
 @contextmanager
@@ -115,17 +106,6 @@ def _naming(folder: Path, prefix: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{folder / prefix}-*.tar: cannot be written ({error.strerror or error})") from error
-
-
-def older_shards(folder: Path, prefix: str) -> list[Path]:
-    """Existing shards of a folder and prefix, after a replacement that a killed process has begun."""
-    with _naming(folder, prefix):
-        finish_replacement(folder, prefix)
-        return _shards(folder, prefix)
-
-
-def _shards(folder: Path, prefix: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(f"{prefix}-*")) if SHARD.fullmatch(path.name.removeprefix(prefix))]
 
 
 class ShardWriter:

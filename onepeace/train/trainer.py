@@ -197,7 +197,7 @@ class Trainer:
         self.unusable.add(step, batches, result)
         num_items = sum(len(batch.keys) for batch in batches)
         self.averages.items += num_items * parallel.world_size()
-        replaced = sum(len(batch.replaced) for batch in batches)
+        replaced = sum(lost.shard is None for lost in step_data.lost)
         self.averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
 
     def finish_step(self, step: int, stop_requested: bool) -> bool:

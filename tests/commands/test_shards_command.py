@@ -3,14 +3,13 @@
 import json
 import shutil
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.python_process import run_python
 
 from onepeace.data.source import expand, read_source
-from onepeace.data.write import ShardWriter, new_shards, older_shards
+from onepeace.data.write import ShardWriter, new_shards
 from onepeace.errors import UserError
 from onepeace.index.sources import modalities_by_suffix, read_rows
 
@@ -353,28 +352,23 @@ def keys_of_shards(folder):
 
 
 NUM_STEPS = 13
-"""A folder is made, five older shards are deleted, three are moved, ...: every third of them is the last one here."""
+"""Folders are made, five older shards are deleted, three are moved, the mark is removed."""
 
 
-@pytest.mark.parametrize("steps", [*range(0, NUM_STEPS, 3), NUM_STEPS])
-def test_replacing_killed_at_any_step_leaves_one_set(tmp_path, steps):
+@pytest.mark.parametrize("steps", [0, 3, 6, 9, 11, NUM_STEPS])
+def test_replacing_killed_at_any_step_leaves_one_set_or_none_that_is_read(tmp_path, steps):
     is_killed = steps < NUM_STEPS
-    older = {f"old{i}" for i in range(5)}
-    newer = {f"new{i}" for i in range(3)}
-    write_samples(tmp_path, "x", *sorted(older), content=bytes(8), max_bytes=10)
+    write_samples(tmp_path, "x", *(f"old{i}" for i in range(5)), content=bytes(8), max_bytes=10)
     write(tmp_path / "y-00000.tar", "another set")
 
     run_python(REPLACE, tmp_path, steps, exit_code=9 if is_killed else 0)
 
-    with suppress(UserError):  # or it says that the set is not whole
-        assert keys_of_shards(tmp_path) in (older, newer)
-    older_shards(tmp_path, "x")
-    keys = keys_of_shards(tmp_path)
-    assert keys in (older, newer)
-    if steps == 0:
-        assert keys == older
-    if not is_killed:
-        assert keys == newer
+    if steps in (0, NUM_STEPS):
+        kind, count = ("new", 3) if steps else ("old", 5)
+        assert keys_of_shards(tmp_path) == {f"{kind}{i}" for i in range(count)}
+    else:
+        with pytest.raises(UserError, match=r"x-\*\.tar: are being replaced, or that was cut off"):
+            keys_of_shards(tmp_path)
     write_samples(tmp_path, "x", "newest")
     assert keys_of_shards(tmp_path) == {"newest"}
     assert names(tmp_path) == ["x-00000.tar", "y-00000.tar"]

@@ -197,8 +197,9 @@ def test_shards_without_a_usable_sample_are_passed_over(tmp_path):
     write(tmp_path / "c.tar", [])
     lane = make_lane(tmp_path, buffer=1)
     assert set(keys(lane, 12)) == {"x", "y"}
-    assert lane.unreadable[0][:3] == (0, 2, 0)
-    assert "c.tar: the tar has no sample" in lane.unreadable[0].reason
+    lost = lane.sources[0].lost[0]
+    assert (lost.shard, lost.epoch) == (2, 0)
+    assert "c.tar: the tar has no sample" in lost.reason
 
 
 def test_source_without_a_sample_is_an_error(tmp_path):

@@ -324,20 +324,7 @@ def test_server_that_always_fails_is_named_and_nothing_is_kept(
     assert str(caught.value).startswith(f"{address}/{kind}/000.tar: ")
     assert "secret" not in str(caught.value)
     assert requests.counts.total() == attempts
-    kept = {path.suffix for path in (tmp_path / "cache/shards").iterdir()}
-    assert kept == ({".lock", ".refused"} if attempts == 1 else {".lock"})
-
-
-def test_shard_that_was_refused_is_not_asked_for_again_at_once(served, cached, monkeypatch):
-    """Each of many workers would wait for the same server."""
-    folder, address, requests = served
-    write_shards(folder, [6])
-    for _ in range(3):
-        with pytest.raises(UnreadableShard, match="the server answered 403 Forbidden"):
-            cached(f"{address}/403-once/000.tar")
-    assert requests.counts.total() == 1
-    monkeypatch.setattr(shard_module, "REFUSED_SECONDS", 0.0)
-    assert len(cached(f"{address}/403-once/000.tar")) == 6
+    assert {path.suffix for path in (tmp_path / "cache/shards").iterdir()} == {".lock"}
 
 
 def test_shard_that_is_missing_on_the_server_is_named(served, cached):

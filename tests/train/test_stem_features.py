@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def features_of(run, modality):
     """The features that the batches of a run are built from."""
-    return run.steps.builder.decoder.features[modality]
+    return run.steps.builder.features[modality]
 
 
 def test_features_without_augmentation_train_as_items(root, tmp_path):
