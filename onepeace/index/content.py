@@ -4,6 +4,7 @@ A file is hashed first, and decoded later if its content is new. In between, ano
 file in its place; `Reading.is_current` says afterwards whether one did.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -11,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -179,7 +180,7 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     """
     path = Path(item.path)
     if path.is_file():
-        _place_in_folder(item.path, roots)
+        _real_path(item.path, roots)
         return path
     return _part_of_whole(item)
 
@@ -189,39 +190,18 @@ def open_content(item: Item, roots: Mapping[str, Root]) -> BinaryIO | bytes | st
 
     Raises:
         UserError: as `content`.
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or was replaced just now.
     """
     path = Path(item.path)
     if not path.is_file():
         return _part_of_whole(item)
-    folder_and_names = _place_in_folder(item.path, roots)
-    if folder_and_names is None or os.open not in os.supports_dir_fd:  # the latter on Windows
-        return open(path, "rb", opener=open_regular)
-    folder, names = folder_and_names
-
-    def opener(_: str, flags: int) -> int:
-        return _open_below(folder, names, flags)
-
-    return open(path, "rb", opener=opener)
-
-
-def _open_below(folder: Path, names: Sequence[str], flags: int) -> int:
-    """Open a file below a folder, by the names on the way to it, without following a link.
-
-    Raises:
-        OSError: there is no such file, or one of the names is a link by now.
-    """
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    for name in names[:-1]:
-        try:
-            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-        finally:
-            os.close(parent)
-        parent = child
-    try:
-        return os.open(names[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-    finally:
-        os.close(parent)
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb", opener=open_regular))
+        real = _real_path(item.path, roots)
+        if not os.path.samestat(os.fstat(file.fileno()), os.lstat(real)):
+            raise FileNotFoundError(errno.ENOENT, "replaced by a link", item.path)
+        stack.pop_all()
+        return file
 
 
 def _part_of_whole(item: Item) -> bytes | str:
@@ -251,25 +231,19 @@ def _member(shard: str, item: Item) -> NamedBytes:
     return NamedBytes(content, item.path)
 
 
-def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[str, ...]] | None:
-    """Real path of the indexed folder that a file may not leave by links, and the names on the way from it to the file;
-    None if the file is in no such folder, or in one whose links are followed.
+def _real_path(path: str, roots: Mapping[str, Root]) -> str:
+    """The path without links.
 
     Raises:
-        UserError: a link leads out of the folder.
+        UserError: a link leads out of the indexed folders that the file is in, and is not followed there.
     """
-    folders = []
-    for root in roots.values():
-        if root.type == "folder" and Path(path).is_relative_to(root.path):
-            folders.append(root)
+    real = os.path.realpath(path)
+    folders = [root for root in roots.values() if root.type == "folder" and Path(path).is_relative_to(root.path)]
     if not folders or any(root.follow_links for root in folders):
-        return None
-    real = Path(os.path.realpath(path))
-    for root in folders:
-        folder = Path(os.path.realpath(root.path))
-        if real.is_relative_to(folder):
-            return folder, real.relative_to(folder).parts
-    raise UserError("a link that leads out of its folder now, and is not followed", where=path)
+        return real
+    if not any(Path(real).is_relative_to(os.path.realpath(root.path)) for root in folders):
+        raise UserError("a link that leads out of its folder now, and is not followed", where=path)
+    return real
 
 
 def map_content(

@@ -33,7 +33,7 @@ from onepeace.progress import Progress, status
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from onepeace.embed.embedder import Embedded, Embedder
+    from onepeace.embed.embedder import Embedder
     from onepeace.embed.encode import Windows
 
 READ_AHEAD = 64
@@ -246,11 +246,80 @@ class Video(CompositeItem):
         return spans
 
 
-class Pending(NamedTuple):
-    """An entry whose vectors are being computed."""
+class Embedded(NamedTuple):
+    """A file that was given to the model."""
 
     reading: Reading
-    video: Video | None
+    item: Item
+    """With a note, or a problem if it has no vectors."""
+    spans: Sequence[Span]
+    """The parts of the file that its vectors stand for."""
+    vectors: np.ndarray
+    """(len(spans), E)."""
+
+
+def embed_readings(
+    readings: Iterable[Reading],
+    load: "Callable[[], Embedder]",
+    modalities: tuple[str, ...],
+    batch_size: int,
+) -> Generator[Embedded, None, None]:
+    """Yield the vectors of files, in their order.
+
+    Args:
+        load: returns the model; called only if there is a file.
+        modalities: those of the model.
+    """
+    pending: deque[tuple[Reading, Video | None]] = deque()
+
+    def inputs() -> Generator[object, None, None]:
+        for reading in readings:
+            item = reading.item
+            video = None
+            if item.modality == "video":
+                video = Video(reading.value, modalities_of(item, modalities), item.duration)
+            pending.append((reading, video))
+            yield video or {item.modality: reading.value}
+
+    with closing(inputs()) as remaining:
+        first = next(remaining, None)
+        if first is None:
+            return
+        embedder = load()
+        stream = embedder.stream(chain([first], remaining), batch_size=batch_size, **_window_options(embedder))
+        with closing(stream) as results:
+            for result in results:
+                reading, video = pending.popleft()
+                yield _embedded(result, reading, video)
+
+
+def _window_options(embedder: "Embedder") -> dict[str, Any]:
+    """Options of `Embedder.stream` that cut long sounds into windows that the model can read."""
+    longest = WINDOW
+    processor = embedder.processors.get("audio")
+    if processor is not None and processor.max_seconds is not None:
+        longest = processor.max_seconds
+    return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
+
+
+def _embedded(result: Any, reading: Reading, video: Video | None) -> Embedded:
+    """What the model says of a file."""
+    notes = ["digital silence"] if result.is_silent else []
+    if video is not None:
+        notes += video.troubles
+    item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
+    windows = result.windows
+    if windows is None:
+        return Embedded(reading, replace(item, problem=str(result.reason)), [], np.empty((0, 0)))
+    vectors = np.asarray(windows.vectors)
+    if video is not None:
+        return Embedded(reading, item, *video.vectors(windows, result.is_silent))
+    if len(vectors) == 1:
+        return Embedded(reading, item, [Span(item.modality)], vectors)
+    spans = []
+    for start, end in zip(windows.starts, windows.ends, strict=True):
+        spans.append(Span(item.modality, start, end))
+    return Embedded(reading, item, spans, vectors)
 
 
 class Embedding:
@@ -269,7 +338,6 @@ class Embedding:
         self.elsewhere = elsewhere
         self.batch_size = batch_size
         self.bar = bar
-        self._pending: deque[Pending] = deque()
         self._contents: set[tuple[bytes | None, str]] = set()
         """Hash and kind of each content that was given to the model."""
         self._copies: list[Reading] = []
@@ -278,24 +346,17 @@ class Embedding:
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
         """Embed entries; returns those whose files changed during that, of which nothing is kept."""
         changed: list[Entry] = []
-        with closing(self._inputs(entries)) as inputs:
-            first = next(inputs, None)
-            if first is None:  # nothing to embed, so the model is not loaded
-                return changed
-            embedder = self.load()
-            stream = embedder.stream(
-                chain([first], inputs),
-                batch_size=self.batch_size,
-                **window_options(embedder),
-            )
-            with closing(stream) as results:
-                for result in results:
-                    reading, video = self._pending.popleft()
-                    if not reading.is_current():
-                        changed.append(reading.entry)
-                        continue
-                    self.take(result, reading, video)
-                    self.bar.update()
+        modalities = self.recorder.store.modalities
+        with closing(embed_readings(self._unknown(entries), self.load, modalities, self.batch_size)) as results:
+            for reading, item, spans, vectors in results:
+                if not reading.is_current():
+                    changed.append(reading.entry)
+                    continue
+                if item.problem is None:
+                    self.recorder.record_vectors(item, spans, vectors, reading.text)
+                else:
+                    self.recorder.record_problem(item, item.problem)
+                self.bar.update()
         self.recorder.flush()
         for reading in self._copies:
             if self._is_settled(reading.item):
@@ -304,8 +365,8 @@ class Embedding:
                 changed.append(reading.entry)
         return changed
 
-    def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
-        """Yield inputs for the embedder, which are pending then; record items that need no embedding."""
+    def _unknown(self, entries: Sequence[Entry]) -> Iterator[Reading]:
+        """Yield the files that must be embedded; record the others."""
         for reading in read_ahead(entries):
             item = reading.item
             content = (item.hash, item.modality)
@@ -315,9 +376,7 @@ class Embedding:
                 self.bar.update()
             else:
                 self._contents.add(content)
-                video = as_video(item, reading.value, self.recorder.store.modalities)
-                self._pending.append(Pending(reading, video))
-                yield video or {item.modality: reading.value}
+                yield reading
 
     def _is_settled(self, item: Item) -> bool:
         """Record an item that needs no embedding, as it cannot be read or its content is known; False for others."""
@@ -336,64 +395,9 @@ class Embedding:
         self.recorder.record_known(replace(item, note=known.item.note), known)
         return True
 
-    def take(self, result: "Embedded", reading: Reading, video: Video | None) -> None:
-        """Record the vectors of an entry, or the reason why there are none."""
-        notes = []
-        if result.is_silent:
-            notes.append("digital silence")
-        if video is not None:
-            notes += video.troubles
-        item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
-        if result.windows is None:
-            self.recorder.record_problem(item, str(result.reason))
-            return
-        spans, vectors = spans_and_vectors(result.windows, item, video, is_silent=result.is_silent)
-        self.recorder.record_vectors(item, spans, vectors, reading.text)
-
 
 def read_ahead(entries: Sequence[Entry]) -> Iterator[Reading]:
     """Read entries a few at a time, by several threads, in their order."""
     with ThreadPoolExecutor(READERS, "onepeace-read") as pool:
         for start in range(0, len(entries), READ_AHEAD):
             yield from pool.map(read_entry, entries[start : start + READ_AHEAD])
-
-
-def window_options(embedder: "Embedder") -> dict[str, Any]:
-    """Options of `Embedder.stream` that cut long sounds into windows that the model can read."""
-    longest = WINDOW
-    processor = embedder.processors.get("audio")
-    if processor is not None and processor.max_seconds is not None:
-        longest = processor.max_seconds
-    return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
-
-
-def as_video(item: Item, value: Any, modalities: tuple[str, ...]) -> Video | None:
-    """The input of the embedder for a video, and None for another file.
-
-    Args:
-        modalities: those of the model.
-    """
-    if item.modality != "video":
-        return None
-    return Video(value, modalities_of(item, modalities), item.duration)
-
-
-def spans_and_vectors(
-    windows: "Windows", item: Item, video: Video | None, *, is_silent: bool
-) -> tuple[list[Span], np.ndarray]:
-    """The parts of a file that its vectors stand for, and these vectors (n, E).
-
-    Args:
-        windows: the result of the embedder.
-        video: the input, if the file is a video.
-        is_silent: whether its sound is digital silence.
-    """
-    if video is not None:
-        return video.vectors(windows, is_silent)
-    vectors = np.asarray(windows.vectors)
-    if len(vectors) == 1:
-        return [Span(item.modality)], vectors
-    spans = []
-    for start, end in zip(windows.starts, windows.ends, strict=True):
-        spans.append(Span(item.modality, start, end))
-    return spans, vectors

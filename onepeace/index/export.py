@@ -7,8 +7,8 @@ sound.
 
 import json
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,7 +20,8 @@ import numpy as np
 from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_atomic
 from onepeace.files.walk import Unreadable
-from onepeace.index.embed import Video, as_video, read_ahead, spans_and_vectors, window_options
+from onepeace.index.content import Reading
+from onepeace.index.embed import embed_readings, read_ahead
 from onepeace.index.index import Index
 from onepeace.index.items import Item
 from onepeace.index.scan import modalities_of, scan
@@ -29,7 +30,6 @@ from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.embed.encode import Windows
 
 COLUMNS = {"path": "string", "kind": "string", "modality": "string", "start": "float64", "end": "float64"}
 """Columns of every vector, with Arrow's names of their types: path and kind of the file, modality of the vector, and
@@ -234,91 +234,57 @@ def embed_files(
             is full, pyarrow is not installed.
     """
     check_extension(target)
-    run = _Run(embedder, batch_size)
-    entries = run.entries_of(paths)
+    report = Embedding()
+    entries = _entries_of(paths, embedder.modalities, report)
+    readings = _readings(texts, entries, report)
     write = None
     with ExitStack() as stack:
-        results = stack.enter_context(closing(run.results(texts, entries, progress)))
-        for rows, vectors in results:
+        bar = stack.enter_context(Progress(len(entries) or None, shown=progress))
+        results = embed_readings(readings, lambda: embedder, embedder.modalities, batch_size)
+        for _, item, spans, vectors in stack.enter_context(closing(results)):
+            bar.update()
+            if item.note is not None:
+                report.notes.append(Unreadable(Path(item.path), item.note))
+            if item.problem is not None:
+                report.problems.append(Unreadable(Path(item.path), item.problem))
+                continue
+            report.files += 1
+            report.vectors += len(vectors)
             if write is None:
                 write = stack.enter_context(write_vectors(target, embedder.embed_dim))
-            write(rows, vectors)
-    return run.report
+            write([{"path": item.path, "kind": item.modality, **vars(span)} for span in spans], vectors)
+    return report
 
 
-class _Run:
-    """One run of `embed_files`, which keeps account of it in `report`."""
+def _entries_of(
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]], modalities: tuple[str, ...], report: Embedding
+) -> list[Entry]:
+    """The files at or below the paths that a model reads; the others are added to the report."""
+    roots = roots_of(listed(paths))
+    scanned = scan(roots)
+    report.problems += scanned.problems
+    report.other_kinds = scanned.others
+    if roots and not scanned.entries and not scanned.problems:
+        names = ", ".join(root.path for root in roots)
+        raise UsageError(f"no image, audio, video or text files in {names}")
+    entries = []
+    for entry in scanned.entries.values():
+        if entry.item.problem is not None:
+            report.problems.append(Unreadable(Path(entry.item.path), entry.item.problem))
+        elif modalities_of(entry.item, modalities):
+            entries.append(entry)
+        else:
+            report.left_out[entry.item.modality] += 1
+    return entries
 
-    def __init__(self, embedder: "Embedder", batch_size: int) -> None:
-        self.embedder = embedder
-        self.batch_size = batch_size
-        self.report = Embedding()
-        self._embedding: deque[tuple[Item, Video | None]] = deque()
-        """Items whose inputs the embedder has taken and not yet answered."""
 
-    def entries_of(self, paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Entry]:
-        """The files at or below the paths that the model reads."""
-        roots = roots_of(listed(paths))
-        scanned = scan(roots)
-        self.report.problems += scanned.problems
-        self.report.other_kinds = scanned.others
-        entries = []
-        for entry in scanned.entries.values():
-            if entry.item.problem is not None:
-                self._fail(entry.item, entry.item.problem)
-            elif modalities_of(entry.item, self.embedder.modalities):
-                entries.append(entry)
-            else:
-                self.report.left_out[entry.item.modality] += 1
-        if roots and not scanned.entries and not scanned.problems:
-            names = ", ".join(root.path for root in roots)
-            raise UsageError(f"no image, audio, video or text files in {names}")
-        return entries
-
-    def results(
-        self, texts: Iterable[str], entries: Sequence[Entry], progress: bool | None
-    ) -> Generator[tuple[list[Mapping[str, Any]], np.ndarray], None, None]:
-        """Yield the columns and vectors (n, E) of the texts, then those of the entries."""
-        inputs = self._inputs(texts, entries)
-        stream = self.embedder.stream(inputs, batch_size=self.batch_size, **window_options(self.embedder))
-        with closing(stream) as results, Progress(len(entries) or None, shown=progress) as bar:
-            for result in results:
-                item, video = self._embedding.popleft()
-                windows = result.windows
-                if windows is None:
-                    self._fail(item, str(result.reason))
-                else:
-                    yield self._rows_of(item, video, windows, is_silent=result.is_silent)
-                bar.update()
-
-    def _inputs(self, texts: Iterable[str], entries: Sequence[Entry]) -> Iterator[object]:
-        """Yield inputs for the embedder, and add their items to those that are being embedded."""
-        for number, text in enumerate(texts, 1):
-            self._embedding.append((Item(f"{TEXT}::{number}", "text"), None))
-            yield {"text": text}
-        for reading in read_ahead(entries):
-            item = reading.item
-            if item.problem is None:
-                yield self._input(item, reading.value)
-            else:
-                self._fail(item, item.problem)
-
-    def _input(self, item: Item, value: Any) -> object:
-        video = as_video(item, value, self.embedder.modalities)
-        self._embedding.append((item, video))
-        return video or {item.modality: value}
-
-    def _rows_of(
-        self, item: Item, video: Video | None, windows: "Windows", *, is_silent: bool
-    ) -> tuple[list[Mapping[str, Any]], np.ndarray]:
-        """Columns and vectors (n, E) of an item."""
-        notes = ["digital silence"] if is_silent else []
-        notes += video.troubles if video else []
-        self.report.notes += [Unreadable(Path(item.path), note) for note in notes]
-        spans, vectors = spans_and_vectors(windows, item, video, is_silent=is_silent)
-        self.report.files += 1
-        self.report.vectors += len(vectors)
-        return [{"path": item.path, "kind": item.modality, **vars(span)} for span in spans], vectors
-
-    def _fail(self, item: Item, reason: str) -> None:
-        self.report.problems.append(Unreadable(Path(item.path), reason))
+def _readings(texts: Iterable[str], entries: Sequence[Entry], report: Embedding) -> Iterator[Reading]:
+    """Yield the texts, then the entries that can be read; the others are added to the report."""
+    for number, text in enumerate(texts, 1):
+        entry = Entry(Item(f"{TEXT}::{number}", "text"), text)
+        yield Reading(entry, entry.item, text)
+    for reading in read_ahead(entries):
+        if reading.item.problem is None:
+            yield reading
+        else:
+            report.problems.append(Unreadable(Path(reading.item.path), reading.item.problem))

@@ -8,8 +8,9 @@ from support.indexes import content
 from support.random_model import save_random_model
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, embed, maintain
+from onepeace.index import Index, check, maintain
 from onepeace.index.maintain import NEXT
+from onepeace.index.record import Recorder
 from onepeace.serve.service import Service
 
 
@@ -73,17 +74,17 @@ def test_open_index_with_a_model_of_its_own_does_not_follow(build_anew, index, r
 
 def test_interrupted_build_goes_on_where_it_was(build_anew, index, monkeypatch):
     content_before = content(index)
-    take = embed.Embedding.take
-    taken_paths = []
+    record_vectors = Recorder.record_vectors
+    recorded = []
 
-    def take_four(self, result, reading, video):
-        if len(taken_paths) == 4:
+    def record_four(self, item, *args):
+        if len(recorded) == 4:
             raise KeyboardInterrupt
-        taken_paths.append(reading.item.path)
-        take(self, result, reading, video)
+        recorded.append(item.path)
+        record_vectors(self, item, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed.Embedding, "take", take_four)
+        patch.setattr(Recorder, "record_vectors", record_four)
         with pytest.raises(KeyboardInterrupt):
             build_anew()
     np.testing.assert_equal(content(index), content_before)

@@ -5,42 +5,43 @@ from support.broken_files import write_good
 from support.indexes import content, counts
 
 from onepeace.errors import UserError
-from onepeace.index import check, embed
+from onepeace.index import check
+from onepeace.index.record import Recorder
 
 
 def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samples, monkeypatch):
     write_good(tmp_path / "files", samples, 20)
-    take = embed.Embedding.take
-    taken_paths = []
+    record_vectors = Recorder.record_vectors
+    recorded = []
 
-    def take_eight(self, result, reading, video):
-        taken_paths.append(reading.item.path)
-        if len(taken_paths) > 8:
+    def record_eight(self, item, *args):
+        if len(recorded) == 8:
             raise KeyboardInterrupt
-        take(self, result, reading, video)
+        recorded.append(item.path)
+        record_vectors(self, item, *args)
 
     with monkeypatch.context() as context:
-        context.setattr(embed.Embedding, "take", take_eight)
+        context.setattr(Recorder, "record_vectors", record_eight)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "files", batch_size=4)
 
-    assert content(index).keys() == set(taken_paths[:8])
+    assert content(index).keys() == set(recorded)
     assert counts(build(tmp_path / "files")) == {"added": 12, "unchanged": 8}
     check_as_new(tmp_path / "files")
 
 
 def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, tmp_path, monkeypatch):
     moved = tmp_path / "moved"
-    take = embed.Embedding.take
+    record_vectors = Recorder.record_vectors
 
-    def take_and_move(self, *args):
-        take(self, *args)
+    def record_and_move(self, *args):
+        record_vectors(self, *args)
         if index.exists():
             index.rename(moved)
-        self.recorder.flush()
+        self.flush()
 
     with monkeypatch.context() as context:
-        context.setattr(embed.Embedding, "take", take_and_move)
+        context.setattr(Recorder, "record_vectors", record_and_move)
         with pytest.raises(UserError, match=f"{index}: .* moved"):
             build(words, batch_size=1)
 
