@@ -204,7 +204,7 @@ def measure_window(folder: Path) -> None:
         start = time.perf_counter()
         listed = 0
         for lane in reader.lanes.values():
-            listed += len(lane.window(0))
+            listed += lane.window(0).cursor["samples"]
         microseconds = (time.perf_counter() - start) / listed * 1e6
         rows.append([name, str(listed), f"{microseconds:.2f}"])
     print(markdown_table(["windows of one process", "samples", "µs a sample"], rows))
@@ -224,7 +224,8 @@ def measure_ceiling(folder: Path) -> None:
             start = time.perf_counter()
             reader.release(step)
             for item in reader.items(step):
-                item.lane.read(item.position)
+                candidates, number = item.lane.at(item.position)
+                candidates.read(number)
             reader.cursors(step)
             seconds.append(time.perf_counter() - start)
         step_seconds = sum(seconds[2:]) / len(seconds[2:])
@@ -287,7 +288,8 @@ def read_epoch(root: str, shards: str, rank: int, world_size: int, cache: str, r
     for step in range(80):
         reader.release(step)
         for item in reader.items(step):
-            item.lane.read(item.position).read(PAIR)
+            candidates, number = item.lane.at(item.position)
+            candidates.read(number).read(PAIR)
     results.put((len(opened), bytes_read() - before))
 
 

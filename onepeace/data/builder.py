@@ -118,7 +118,7 @@ class BatchBuilder:
 
     def _first_readable(self, source: SourceConfig, item: Item) -> DecodedItem:
         """The sample of an item, or the next in its lane that can be read and decoded."""
-        limit = max(ALLOWED_BROKEN, len(item.window))
+        limit = max(ALLOWED_BROKEN, item.window.cursor["samples"])
         reason = ""
         for attempt in range(limit + 1):
             candidates, candidate = item.lane.at(item.position + attempt)
@@ -167,7 +167,7 @@ class BatchBuilder:
 
     def _draw_partner(self, source: SourceConfig, modality: str, item: Item, partners: list[Sample]) -> tuple[Any, str]:
         """A random sample's decoded input and caption, to be mixed in; those that cannot be read are passed over."""
-        for _ in range(max(ALLOWED_BROKEN, len(item.window))):
+        for _ in range(max(ALLOWED_BROKEN, item.window.cursor["samples"])):
             try:
                 sample = item.window.any_sample(item.rng)
                 value = self._load(modality, sample.inputs[modality])

@@ -73,20 +73,15 @@ def draw_order(
     first = 0
     for size, weight in zip(sizes, weights, strict=True):
         numbers = first + _repeated(size, weight, rng)
-        end = _multiple(len(numbers), run)
+        end = len(numbers) - len(numbers) % run
         full.append(numbers[:end])
         left_over.append(numbers[end:])
         first += size
     # Full runs of each source and mixed runs of what is left over, in random order.
     mixed = rng.permutation(np.concatenate(left_over))
-    full.append(mixed[: _multiple(len(mixed), run)])
+    full.append(mixed[: len(mixed) - len(mixed) % run])
     runs = np.concatenate(full).reshape(-1, run)
     return rng.permutation(runs).reshape(-1)
-
-
-def _multiple(count: int, divisor: int) -> int:
-    """The largest multiple of a number that is not above ``count``."""
-    return count - count % divisor
 
 
 def _repeated(size: int, weight: float, rng: np.random.Generator) -> Numbers:

@@ -47,10 +47,6 @@ class Window:
     order: NDArray[np.int64]
     """Numbers of the samples in the order of reading, (D,)."""
 
-    def __len__(self) -> int:
-        """Number of samples, each counted once."""
-        return int(self.ends[-1])
-
     def locate(self, number: int) -> tuple[Candidates, int]:
         """The shard of a sample, and the sample's number among those that its source uses."""
         i = int(np.searchsorted(self.ends, number, side="right"))
@@ -59,7 +55,7 @@ class Window:
 
     def any_sample(self, rng: np.random.Generator) -> Sample:
         """A random sample, to be mixed into another; UserError if it is broken."""
-        number = int(rng.integers(len(self)))
+        number = int(rng.integers(self.cursor["samples"]))
         candidates, candidate = self.locate(number)
         return candidates.read(candidate)
 
@@ -140,11 +136,6 @@ class Lane:
         window = self.window(position)
         number = window.order[position - window.cursor["start"]]
         return window.locate(int(number))
-
-    def read(self, position: int) -> Sample:
-        """The sample at a position; UserError if it is broken (see `Candidates.read`)."""
-        candidates, candidate = self.at(position)
-        return candidates.read(candidate)
 
     def _fetch_ahead(self, window: Window) -> None:
         """Fetch as many shards as a window has, of those that follow it in its epoch: the next one deals them anew."""
@@ -266,7 +257,10 @@ class Reader:
     ) -> None:
         self.sources = list(sources)
         self.name = sources[0].config.name
-        self.seed = [seed, _number_of(sources[0])]
+        label = "+".join(sources[0].config.modalities)
+        if label != self.name:
+            label = f"{label}:{self.name}"
+        self.seed = [seed, zlib.crc32(label.encode())]
         self.batch_size = batch_size
         self.rows = rows
         self.machines = machines
@@ -343,11 +337,3 @@ class Reader:
     def cursors(self, step: int) -> dict[str, Cursor]:
         """Cursors from which this and later steps are found, by "name/lane"."""
         return {f"{self.name}/{number}": window.cursor for number, window in self.windows(step)}
-
-
-def _number_of(source: Source) -> int:
-    """A number of the sources' modalities and name, the same in all runs."""
-    label = "+".join(source.config.modalities)
-    if label != source.config.name:
-        label = f"{label}:{source.config.name}"
-    return zlib.crc32(label.encode())

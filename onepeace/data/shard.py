@@ -132,23 +132,18 @@ class ShardFile:
             forget_open_files()
             open_shard(self.address, self.cache_bytes)
         opened = _opened(self)
-        self._check(os.fstat(opened.descriptor))
-        data = opened.read(offset, size)
-        if len(data) < size:
-            raise OSError(f"{len(data)} bytes in place of {size}")
-        return data
-
-    def _check(self, status: os.stat_result) -> None:
-        """`UnreadableShard` unless this is the state of the file that was indexed."""
-        state = FileState(status.st_size)
-        if not self.is_copy:
-            state = _state_of(status)
+        status = os.fstat(opened.descriptor)
+        state = FileState(status.st_size) if self.is_copy else _state_of(status)
         if state != self.state:
             raise UnreadableShard(
                 f"has changed since it was indexed ({self.state.size} bytes, now {state.size}); start again with "
                 "shards that do not change",
                 where=describe(self.address),
             )
+        data = opened.read(offset, size)
+        if len(data) < size:
+            raise OSError(f"{len(data)} bytes in place of {size}")
+        return data
 
 
 class Extent(NamedTuple):

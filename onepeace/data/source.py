@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cached_property
 from pathlib import Path
@@ -58,22 +58,16 @@ def expand(pattern: str, root: str | Path | None = None) -> list[str]:
     for part in parts:
         if not scheme(part):
             part = os.path.join(folder, part)
-        matches = _matches(part)
+        if scheme(part):
+            matches = _addresses(part)
+        else:  # absolute, so that a file whose name begins with "x:" is never taken for an address
+            matches = [os.path.abspath(path) for path in glob.glob(part)]
+            _check_replaced(part, matches)
         if not matches:
             checked = "data.root and the pattern" if folder else "the pattern"
             raise UserError(f"no shard matches {describe(part)}; check {checked}")
         shards.update(matches)
     return sorted(shards)
-
-
-def _matches(pattern: str) -> list[str]:
-    """Files or addresses that match a pattern without braces."""
-    if scheme(pattern):
-        return _addresses(pattern)
-    # Absolute, so that a file whose name begins with "x:" is never taken for an address.
-    paths = [os.path.abspath(path) for path in glob.glob(pattern)]
-    _check_replaced(pattern, paths)
-    return paths
 
 
 def _check_replaced(pattern: str, shards: Sequence[str]) -> None:
@@ -297,16 +291,16 @@ def open_sources(data: DataConfig) -> list[Source]:
     return [Source(config, data, number) for number, config in enumerate(data.train)]
 
 
+@dataclass(eq=False)
 class Losses:
     """How much of a source a run has lost."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.drawn = 0
-        """Number of samples that were drawn, with broken ones."""
-        self.broken = 0
-        self.unreadable: dict[int, int] = {}
-        """Epoch in which a shard could last not be read, by its number."""
+    source: Source
+    drawn: int = 0
+    """Number of samples that were drawn, with broken ones."""
+    broken: int = 0
+    unreadable: dict[int, int] = field(default_factory=dict)
+    """Epoch in which a shard could last not be read, by its number."""
 
     def add_unreadable(self, shard: int, epoch: int) -> None:
         """Add a shard that could not be read; those of epochs before the last one may have been mended since."""

@@ -29,8 +29,13 @@ def make_lane(folder, patterns=("*.tar*",), weights=(1.0, 1.0), seed=1, **option
     return Lane(open_sources(data), [seed, 5], **{"buffer": 7, **options})
 
 
+def read(lane, position):
+    candidates, number = lane.at(position)
+    return candidates.read(number)
+
+
 def keys(lane, stop, start=0):
-    return [lane.read(position).key for position in range(start, stop)]
+    return [read(lane, position).key for position in range(start, stop)]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def keys_by_epoch(lane, epochs):
     position = 0
     epoch = 0
     while epoch < epochs:
-        keys_of_epochs[epoch].append(lane.read(position).key)
+        keys_of_epochs[epoch].append(read(lane, position).key)
         position += 1
         epoch = lane.window(position).cursor["epoch"]
     return keys_of_epochs
@@ -101,7 +106,7 @@ def test_order_is_a_function_of_seed_and_position(folder):
     expected = keys(lane, 60)
     assert keys(make_lane(folder), 60) == expected
     for position in (3, 59, 0, 30):
-        assert lane.read(position).key == expected[position]
+        assert read(lane, position).key == expected[position]
     assert keys(make_lane(folder, seed=2), 60) != expected
     sent = pickle.loads(pickle.dumps(lane))  # noqa: S301 (as to a worker that is spawned)
     assert keys(sent, 60) == expected
@@ -136,7 +141,7 @@ def test_runs_are_of_one_source_in_every_window(two_sources):
 @pytest.mark.parametrize(("weight", "run"), [(0.01, 1), (1.0, 30)])
 def test_weights_that_leave_nothing_are_an_error(folder, weight, run):
     with pytest.raises(UserError, match="weights"):
-        make_lane(folder, weights=[weight], run=run).read(0)
+        make_lane(folder, weights=[weight], run=run).window(0)
 
 
 # Going on
@@ -147,7 +152,7 @@ def test_cursor_of_every_position_resumes_there(folder):
     expected = []
     cursors = []
     for position in range(60):
-        expected.append(lane.read(position).key)
+        expected.append(read(lane, position).key)
         cursor = lane.window(position).cursor
         cursors.append(json.loads(json.dumps(cursor)))
     assert cursors[-1]["epoch"] >= 2
@@ -171,7 +176,7 @@ def peak_memory_of_reading(lane):
     tracemalloc.start()
     for position in range(500):
         lane.release(position)
-        lane.read(position).read("image")
+        read(lane, position).read("image")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak
@@ -205,4 +210,4 @@ def test_shards_without_a_usable_sample_are_passed_over(tmp_path):
 def test_source_without_a_sample_is_an_error(tmp_path):
     write(tmp_path / "b.tar", [])
     with pytest.raises(UserError, match=r"\*\.tar\*: no usable sample"):
-        make_lane(tmp_path).read(0)
+        make_lane(tmp_path).window(0)
