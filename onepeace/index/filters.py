@@ -4,26 +4,24 @@
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
     camera = "X100V" and keyword = "beach" and near(48.1, 11.6, 20*km)
 
-Conditions are parsed with Python's ast: names are fields, units are constants, and anything else is an
-error with its column. No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
+Conditions are parsed with Python's ast: names are fields, units are constants, and anything else is an error. No user
+text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
 """
 
 import ast
-import json
 import math
 import os
 import re
 import sqlite3
 import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from onepeace.errors import UsageError, UserError, one_line, reason_at
+from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.walk import Globs
 
 KINDS = {
@@ -92,22 +90,16 @@ DATE = re.compile(r"\b\d{4}-\d\d?(?:-\d\d?)?\b")
 SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_LENGTH = 10_000
 """Maximum characters of a condition."""
+SHOWN = 200
+"""Characters of it in a message."""
 LARGEST = 2**62
 """Largest number in a condition."""
-PYTHON_TYPES: dict[str, Any] = {"number": (int, float), "any": object}
-"""Python types of the values that a field of a type is compared with; str for the other types."""
-NAMES_OF_TYPES = {"path": "text", "label": "text", "labels": "text"}
-"""What the values of fields are called in messages."""
-SAME = {"label": "is_same", "labels": "has_same"}
-"""SQL functions that compare fields without regard to case."""
-CONTAINS = {
-    "text": "contains",
-    "path": "contains",
-    "label": "contains",
-    "labels": "has_containing",
-    "any": "contains",
+TYPES: dict[str, tuple[Any, str]] = {
+    "number": ((int, float), "number"),
+    "date": (str, 'date in quotes, such as "2024-05"'),
+    "any": (object, ""),
 }
-"""SQL functions that look for a part of a text in a field."""
+"""Python types of the values that a field of a type is compared with, and what they are called; others are texts."""
 SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.GtE: ">=", ast.Gt: ">"}
 ALL_FIELDS = f"fields are {', '.join(FIELDS)}, metadata.NAME"
 TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
@@ -127,7 +119,7 @@ def short_forms(
     """
     conditions: list[str] = []
     if where is not None:
-        compile_condition(where)  # alone first, so that errors name columns of the user's text
+        compile_condition(where)  # alone first, so that errors quote the user's text
         conditions.append(f"({where}\n)")
     for option, sign, date in (("after", ">=", after), ("before", "<", before)):
         if date is not None:
@@ -146,53 +138,28 @@ def compile_condition(where: str) -> Condition:
     """Compile an expression to a condition; `register` adds the SQL functions that it calls.
 
     Raises:
-        UsageError: not an expression, or an unknown name, value or operator, with its column.
+        UsageError: not an expression, or an unknown name, value or operator.
     """
     if len(where) > MAX_LENGTH:
         raise UsageError(f"where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
     where = where.strip()
-    added: list[int] = []
     try:
-        return _condition(_parsed(where, added))
-    except SyntaxError as error:
-        offset = error.offset or 1
-        column = offset - bisect_right(added, offset - 1)
-        problem = _reason_by_date(where) or f"{error.msg} at column {column}{_hint_of_unit(where)}"
-        raise UsageError(f"where: {where!r}: {problem}") from None
-    except UsageError as error:
-        reason = _reason_by_date(where)
-        if reason is None:
-            raise
-        raise UsageError(f"where: {where!r}: {reason}") from error
-    except (RecursionError, MemoryError, ValueError) as error:
-        raise UsageError(f"where: cannot be read ({one_line(error)})") from None
-
-
-def _reason_by_date(where: str) -> str | None:
-    """What to do if there is a date without quotes, which Python reads as a subtraction of octal numbers."""
-    date = DATE.search(STRING_OR_EQUALS.sub("", where))
-    return f'write the date in quotes: "{date[0]}"' if date else None
+        tree = ast.parse(STRING_OR_EQUALS.sub(lambda match: "==" if match[0] == "=" else match[0], where), mode="eval")
+        condition = _condition(tree.body)
+    except (UserError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
+        date = DATE.search(STRING_OR_EQUALS.sub("", where))  # which Python reads as a subtraction of octal numbers
+        reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        hint = f'; write the date in quotes: "{date[0]}"' if date else _hint_of_unit(where)
+        raise UsageError(f"where: {where[:SHOWN]!r}: {reason}{hint}") from None
+    for value in condition.params:
+        if isinstance(value, str) and ("\0" in value or SURROGATES.search(value)):
+            raise UsageError(f"where: {where[:SHOWN]!r}: a NUL or half of a surrogate pair, which SQLite does not take")
+    return condition
 
 
 def _hint_of_unit(where: str) -> str:
     joined = re.search(rf"([\d.]+) ?({'|'.join([*UNITS, *LENGTHS])})\b", where)
     return f"; write {joined[1]}*{joined[2]}" if joined else ""
-
-
-def _parsed(where: str, added: list[int]) -> ast.expr:
-    """Syntax tree of an expression, in which = is ==; the places of the added characters go into ``added``."""
-
-    def doubled(match: re.Match[str]) -> str:
-        if match[0] != "=":
-            return match[0]
-        added.append(match.start() + len(added) + 1)
-        return "=="
-
-    tree = ast.parse(STRING_OR_EQUALS.sub(doubled, where), mode="eval").body
-    for node in ast.walk(tree):
-        if isinstance(node, ast.expr):
-            node.col_offset -= bisect_right(added, node.col_offset)
-    return tree
 
 
 def _condition(node: ast.expr) -> Condition:
@@ -202,11 +169,13 @@ def _condition(node: ast.expr) -> Condition:
         case ast.BoolOp(ast.Or(), values):
             return _joined(" OR ", map(_condition, values))
         case ast.UnaryOp(ast.Not(), operand):
-            return _negated(_condition(operand))
+            operand_condition = _condition(operand)
+            return operand_condition._replace(sql=f"NOT ({operand_condition.sql})")
         case ast.Compare(left, operators, comparators):
             return _joined(" AND ", map(_compared, [left, *comparators], operators, comparators))
         case ast.Call(ast.Attribute(ast.Name("path"), "match"), [ast.Constant(str(pattern))], []):
-            return _matched(node, pattern)
+            compile_globs(pattern)
+            return Condition("path_fits(path, ?)", (pattern,))
         case ast.Call(ast.Name("near"), values, []):
             return _near(node, values)
     raise _error(node, "is not a condition; write one as in width >= 1000, or path.match('*.jpg')")
@@ -223,19 +192,6 @@ def _joined(word: str, parts: Iterable[Condition]) -> Condition:
     first = _joined(word, parts[:middle])
     second = _joined(word, parts[middle:])
     return Condition(f"({first.sql}){word}({second.sql})", first.params + second.params)
-
-
-def _negated(part: Condition) -> Condition:
-    return Condition(f"NOT ({part.sql})", part.params)
-
-
-def _matched(node: ast.expr, pattern: str) -> Condition:
-    try:
-        compile_globs(pattern)
-    except UserError as error:
-        reason = reason_at("path.match", error)
-        raise _error(node, f"has a pattern that cannot be read ({reason})") from error
-    return Condition("path_fits(path, ?)", (pattern,))
 
 
 def _near(node: ast.expr, values: list[ast.expr]) -> Condition:
@@ -261,7 +217,8 @@ def _degrees(node: ast.expr, name: str, largest: float) -> float:
 def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Condition:
     match operator, right:
         case ((ast.NotEq() | ast.NotIn() | ast.IsNot()), _):
-            return _negated(_compared(left, OPPOSITES[type(operator)], right))
+            opposite = _compared(left, OPPOSITES[type(operator)], right)
+            return opposite._replace(sql=f"NOT ({opposite.sql})")
         case ast.Is(), ast.Constant(None):
             field = _field(left)
             return Condition(f"{field.sql} IS NULL", field.params)
@@ -287,37 +244,25 @@ def _contained(left: ast.expr, right: ast.expr) -> Condition:
     """Condition for fields that contain a text."""
     field = _field(right)
     part = _value(left)
-    if field.type not in CONTAINS or not isinstance(part, str):
+    if field.type in ("number", "date", "kind") or not isinstance(part, str):
         raise _error(right, "contains no text; `in` is for path, caption, tags, metadata and lists")
-    _check_characters(left, part)
-    return Condition(f"{CONTAINS[field.type]}({field.sql}, ?)", (*field.params, part))
+    return _called("contains", field, part)
 
 
 def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     """Condition that compares a field with a value."""
     field = _field(left)
     value = _value(right)
-    if not isinstance(value, PYTHON_TYPES.get(field.type, str)):
-        if field.type == "date":
-            raise _error(right, 'is not a date; write dates in quotes, such as "2024-05"')
-        type_name = NAMES_OF_TYPES.get(field.type, field.type)
-        raise _error(right, f"is not a {type_name}; compare {ast.unparse(left)} with one")
-    if field.type in SAME and sign != "=":
-        raise _error(left, "is a text; compare it with = or in")
-    if isinstance(value, str) and field.type != "path":
-        _check_characters(right, value)
-    try:
-        return _comparison_of_type(field, sign, value)
-    except (UsageError, ValueError) as error:
-        raise _error(right, f"is not a {field.type} ({one_line(error)})") from error
-
-
-def _comparison_of_type(field: Condition, sign: str, value: Any) -> Condition:
-    sql = field.sql
-    if field.type in SAME:
-        return Condition(f"{SAME[field.type]}({sql}, ?)", (*field.params, value))
+    types, name = TYPES.get(field.type, (str, "text in quotes"))
+    if not isinstance(value, types):
+        raise _error(right, f"is not a {name}; compare {ast.unparse(left)} with one")
+    if field.type in ("label", "labels"):
+        if sign != "=":
+            raise _error(left, "is a text; compare it with = or in")
+        return _called("is_same", field, value)
     if field.type == "date":
         return _comparison_of_date(field, sign, value)
+    sql = field.sql
     if field.type == "path":
         value = os.fsencode(value)
     elif field.type == "kind":
@@ -325,6 +270,15 @@ def _comparison_of_type(field: Condition, sign: str, value: Any) -> Condition:
     elif field.type == "any" and not isinstance(value, str):
         sql = f"number({sql})"
     return Condition(f"{sql} {sign} ?", (*field.params, value))
+
+
+def _called(function: str, field: Condition, text: str) -> Condition:
+    """Condition by a function of a field and a text; of a list, one value must satisfy it."""
+    sql = f"{function}({field.sql}, ?)"
+    if field.type == "labels":
+        of_one = f"EXISTS (SELECT 1 FROM json_each({field.sql}) WHERE {function}(value, ?))"  # noqa: S608 (our own code)
+        sql = f"CASE WHEN {field.sql} IS NOT NULL THEN {of_one} END"
+    return Condition(sql, (*field.params, text))
 
 
 def _comparison_of_date(field: Condition, sign: str, date: str) -> Condition:
@@ -342,7 +296,6 @@ def _field(node: ast.expr) -> Condition:
         case ast.Name(name) if name in FIELDS:
             return FIELDS[name]
         case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
-            _check_characters(node, key)
             value = "(SELECT value FROM json_each(metadata) WHERE key = ?)"  # json_extract finds no quoted quotes
             return Condition(value, (key,), "any")
     hint = suggestion(ast.unparse(node), [*FIELDS, "metadata"])
@@ -364,14 +317,8 @@ def _value(node: ast.expr, units: Mapping[str, float] = UNITS) -> Any:
     raise _error(node, "is not a value; write a number, a number times a unit (2*min), or a text in quotes")
 
 
-def _check_characters(node: ast.expr, text: str) -> None:
-    """Raise `UsageError` for a character that SQLite does not take."""
-    if "\0" in text or SURROGATES.search(text):
-        raise _error(node, "has a NUL or half of a surrogate pair, which no text in an index can have")
-
-
 def _error(node: ast.expr, what: str) -> UsageError:
-    return UsageError(f"where: {ast.unparse(node)!r} at column {node.col_offset + 1} {what}")
+    return UsageError(f"{ast.unparse(node)!r} {what}")
 
 
 def kind_of(name: str) -> str:
@@ -442,16 +389,8 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
                 forms.append(name.removeprefix(folder))
         return any(globs.matches(form.replace(os.sep, "/")) for form in forms)
 
-    def add(function: Callable[..., Any], num_arguments: int) -> None:
+    for function, num_arguments in ((path_fits, 2), (contains, 2), (is_same, 2), (number, 1), (distance, 4)):
         connection.create_function(function.__name__, num_arguments, function, deterministic=True)
-
-    add(path_fits, 2)
-    add(contains, 2)
-    add(is_same, 2)
-    add(has_same, 2)
-    add(has_containing, 2)
-    add(number, 1)
-    add(distance, 4)
 
 
 def contains(text: object, part: str) -> bool | None:
@@ -466,20 +405,6 @@ def is_same(text: object, other: str) -> bool | None:
     if not isinstance(text, str):
         return None
     return _folded(text) == _folded(other)
-
-
-def has_same(texts: str | None, other: str) -> bool | None:
-    """Whether a text is in a list in JSON, without regard to case."""
-    if texts is None:
-        return None
-    return any(is_same(text, other) for text in json.loads(texts))
-
-
-def has_containing(texts: str | None, part: str) -> bool | None:
-    """Whether a text of a list in JSON contains a part, without regard to case."""
-    if texts is None:
-        return None
-    return any(contains(text, part) for text in json.loads(texts))
 
 
 def number(value: Any) -> float | None:
