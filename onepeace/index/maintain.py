@@ -16,7 +16,7 @@ from onepeace.extensions import plugin
 from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, is_index, sql_below, writing
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
-from onepeace.index.match import banks_of, calibration_by_words, read_calibration, undamaged
+from onepeace.index.match import banks_of, calibration_by_words, read_calibration
 from onepeace.index.record import Elsewhere, Recorder, Report
 from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
@@ -388,7 +388,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
     from onepeace.hub.resolve import resolve
 
-    kept = undamaged(store.blob("calibration"))
+    kept = store.blob("calibration")
     latest = None
     if FOREIGN not in store.meta:
         latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])

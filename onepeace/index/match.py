@@ -53,9 +53,7 @@ MODALITIES = ("image", "audio", "text")
 SMALLEST = 1e-8
 """Lower bound of divisors and variances."""
 FORMAT = "3"
-"""Version of the files of `_sealed`."""
-SCORES = ("best", "squares", "sums", "counts")
-"""Attributes of `Banks` that an index stores."""
+"""Version of the files of `Banks.to_bytes`."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
 CALIBRATION = "calibration.safetensors"
@@ -165,64 +163,45 @@ class Banks:
 
     @classmethod
     def load(cls, content: bytes | None, scores: bytes | None = None) -> "Banks":
-        """Load the output of `to_bytes` and `scores_to_bytes`; None = no banks, no items.
-
-        Scores that are damaged, or of other banks, are left out.
+        """Load the output of `to_bytes`, and that of `scores_to_bytes` for the same queries; None = none.
 
         Raises:
             UserError: the content is damaged or of another version.
         """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
         if content is None:
             return cls({})
-        vectors, about = _opened(content)
+        try:
+            stored = load(content)
+            header_size = int.from_bytes(content[:8], "little")
+            about: dict[str, str] = json.loads(content[8 : 8 + header_size])["__metadata__"]
+            vectors = {name: stored[name] for name in json.loads(about["names"])}
+            is_intact = about.pop("digest") == _digest(vectors, about)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the calibration is damaged, cut off or of another version ({one_line(error)})") from error
+        if not is_intact or about["format"] != FORMAT:
+            raise UserError("the calibration is damaged or of another version")
         banks = cls(vectors, about["model"])
-        with suppress(UserError):
-            stored, about_scores = _opened(scores or b"")
-            if about_scores["of"] == about["digest"]:
-                for name in SCORES:
-                    setattr(banks, name, stored[name].copy())
+        if scores is not None:
+            for name, values in load(scores).items():
+                setattr(banks, name, values.copy())
         return banks
 
     def to_bytes(self) -> bytes:
-        """Content of a calibration file: the vectors in float16, and the hash of the model."""
-        vectors = {name: rows.astype(np.float16) for name, rows in self.vectors.items()}
-        return _sealed(vectors, {"model": self.model})
+        """Content of a calibration file: the vectors in float16, the hash of the model, and a digest."""
+        from safetensors.numpy import save
+
+        vectors = {name: np.ascontiguousarray(rows, np.float16) for name, rows in self.vectors.items()}
+        about = {"model": self.model, "format": FORMAT, "names": json.dumps(list(vectors))}
+        return save(vectors, {**about, "digest": _digest(vectors, about)})
 
     def scores_to_bytes(self) -> bytes:
         """Scores of the queries in one index, for `load`."""
-        _, about = _opened(self.to_bytes())
-        return _sealed({name: getattr(self, name) for name in SCORES}, {"of": about["digest"]})
+        from safetensors.numpy import save
 
-
-def _sealed(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> bytes:
-    """A file of arrays whose header has their digest."""
-    from safetensors.numpy import save
-
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    entries = {**about, "format": FORMAT, "names": json.dumps(list(arrays))}
-    return save(arrays, {**entries, "digest": _digest(arrays, entries)})
-
-
-def _opened(content: bytes) -> tuple[dict[str, NDArray], dict[str, str]]:
-    """The arrays of a file of `_sealed`, in their order, and what its header says of them.
-
-    Raises:
-        UserError: it is damaged or of another version.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        stored = load(content)
-        header_size = int.from_bytes(content[:8], "little")
-        entries: dict[str, str] = json.loads(content[8 : 8 + header_size])["__metadata__"]
-        arrays = {name: stored[name] for name in json.loads(entries["names"])}
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the calibration is damaged, cut off or of another version ({one_line(error)})") from error
-    digest = entries.pop("digest", "")
-    if entries.get("format") != FORMAT or digest != _digest(arrays, entries):
-        raise UserError("the calibration is damaged or of another version")
-    return arrays, {**entries, "digest": digest}
+        return save({"best": self.best, "squares": self.squares, "sums": self.sums, "counts": self.counts})
 
 
 def _digest(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> str:
@@ -238,18 +217,10 @@ def banks_of(store: Store) -> Banks:
 
     The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
     may have deleted a best hit, all vectors are scored again.
-
-    Raises:
-        UserError: the stored queries are damaged.
     """
     last, _, removed = store.meta.get("scored", "").partition("-")
     is_valid = removed == store.meta["removed"]
-    queries = store.blob("calibration")
-    best = store.blob("best") if is_valid else None
-    try:
-        banks = Banks.load(queries, best)
-    except UserError as error:
-        raise UserError(f"{error}; make it again: onepeace index update {store.folder}", where=store.folder) from error
+    banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
     has_scores = is_valid and banks.counts.any()
     for rows, vectors in read(store, int(last) if has_scores else 0):
         banks.add(vectors, np.array(store.modalities)[rows["modality"]])
@@ -274,8 +245,8 @@ def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
     path = cache_folder() / "banks" / f"{model}-{digest[:8]}.safetensors"
     with suppress(OSError, UserError):  # there is none, or it is damaged
         content = path.read_bytes()
-        if Banks.load(content).model == model:
-            return content
+        Banks.load(content)
+        return content
     embedder = load()
     status("encoding the generic words that the match compares with, once for this model ...")
     vectors = {bank: np.asarray(embedder.encode_text(texts_of(bank))) for bank in TEXTS}
@@ -306,15 +277,6 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
         raise UserError(f"{one_line(error)}; put the original in its place, or delete it", where=path) from error
 
 
-def undamaged(content: bytes | None) -> bytes | None:
-    """The content of a calibration file; None if it is damaged or of another version."""
-    try:
-        Banks.load(content)
-    except UserError:
-        return None
-    return content
-
-
 def calibrate(index: Any) -> Banks:
     """The banks of an index's model from generic words and from pictures and sounds of the index (deterministic).
 
@@ -334,20 +296,14 @@ def calibrate(index: Any) -> Banks:
         if 0 < len(rows) < FEWEST:
             raise UserError(f"{len(rows)} {modality} files; {FEWEST} generic ones are needed", where=index.folder)
         if len(rows):
-            drawn = random.permutation(rows)[:DRAWN]
-            vectors[modality] = least_alike(means[drawn], share)
+            drawn = means[random.permutation(rows)[:DRAWN]]
+            cosines = drawn @ drawn.T
+            np.fill_diagonal(cosines, -1)
+            farthest = np.argsort(cosines.max(axis=1), kind="stable")[: round(share * len(drawn))]
+            vectors[modality] = drawn[np.sort(farthest)]
     if vectors.keys() <= TEXTS.keys():
         raise UserError(f"no picture or sound; {FEWEST} generic ones are needed", where=index.folder)
     return Banks(vectors, index.model_hash)
-
-
-def least_alike(vectors: NDArray, share: float) -> NDArray:
-    """The given share of the unit vectors (n, E) whose nearest neighbours are farthest away, at least one."""
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -1)
-    number = max(1, round(share * len(vectors)))
-    farthest = np.argsort(cosines.max(axis=1), kind="stable")[:number]
-    return vectors[np.sort(farthest)]
 
 
 def level(matches: NDArray) -> NDArray:
@@ -373,18 +329,19 @@ class Scale:
     def __init__(self, banks: Banks, query: "QueryVector") -> None:
         self._unrelated: dict[str, BankScores] = {}  # by modality of the items
         for modality in MODALITIES:
-            unrelated = _unrelated(banks, query.parts, modality)
-            if unrelated is not None:
-                self._unrelated[modality] = unrelated
-        self._length = _length_of_sum(query.parts)
+            scores = [banks.scores(part.bank, modality) for part in query.parts]
+            known = [of_part for of_part in scores if of_part is not None]
+            if len(known) == len(scores):
+                self._unrelated[modality] = known[0] if len(known) == 1 else _scores_of_sum(query.parts, known)
+        self._length = 1.0  # weights of single parts change nothing
+        if len(query.parts) > 1:
+            weighted = [part.weight * part.vector for part in query.parts]
+            self._length = float(np.linalg.norm(np.sum(weighted, axis=0)))
         self._best_z: dict[str, NDArray] = {}
-        for modality, scores in self._unrelated.items():
-            self._best_z[modality] = (scores.best - scores.mean) / scores.deviation
-        first_shares = _first_shares(self._best_z)
-        self._leading = max(first_shares, key=first_shares.__getitem__, default="")
-        self._reliance: dict[str, float] = {}
-        for modality, share in first_shares.items():
-            self._reliance[modality] = share / first_shares[self._leading]
+        for modality, unrelated in self._unrelated.items():
+            self._best_z[modality] = (unrelated.best - unrelated.mean) / unrelated.deviation
+        self._first_shares = _first_shares(self._best_z)
+        self._leading = max(self._first_shares, key=self._first_shares.__getitem__, default="")
 
     def score(self, modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
         """z-scores and matches of the cosines (n,) of the query with items of one modality.
@@ -399,11 +356,9 @@ class Scale:
         cosines = cosines.astype(np.float64) * self._length
         z_scores = (cosines - unrelated.mean) / unrelated.deviation
         matches = _share_below(unrelated.best, cosines)
-        reliance = self._reliance[modality]
-        if reliance < 1:
-            matches_by_z = _share_below(self._best_z[self._leading], z_scores)
-            matches = reliance * matches + (1 - reliance) * matches_by_z
-        return z_scores, matches
+        reliance = self._first_shares[modality] / self._first_shares[self._leading]
+        matches_by_z = _share_below(self._best_z[self._leading], z_scores)
+        return z_scores, reliance * matches + (1 - reliance) * matches_by_z
 
 
 def _share_below(ascending: NDArray, values: NDArray) -> NDArray:
@@ -424,19 +379,6 @@ def _first_shares(best_z: Mapping[str, NDArray]) -> dict[str, float]:
                 is_first *= (np.searchsorted(other_z_scores, z_scores) + 0.5) / len(other_z_scores)
         shares[modality] = float(is_first.mean())
     return shares
-
-
-def _unrelated(banks: Banks, parts: "Sequence[EncodedPart]", modality: str) -> BankScores | None:
-    """Scores of unrelated queries of the form of the parts; None if a part has no bank, or there are no items."""
-    scores_by_part = []
-    for part in parts:
-        scores = banks.scores(part.bank, modality)
-        if scores is None:
-            return None
-        scores_by_part.append(scores)
-    if len(parts) == 1:
-        return scores_by_part[0]
-    return _scores_of_sum(parts, scores_by_part)
 
 
 def _scores_of_sum(parts: "Sequence[EncodedPart]", unrelated: Sequence[BankScores]) -> BankScores:
@@ -463,11 +405,3 @@ def _combined(excess: NDArray, agreement: NDArray) -> NDArray:
     """(n,) length of a sum of vectors with lengths ``excess`` (P, n) and weighted cosines ``agreement`` (P, P)."""
     squares = np.einsum("pn,pq,qn->n", excess, agreement, excess)
     return np.sqrt(np.maximum(squares, SMALLEST**2))  # rounding can make it negative
-
-
-def _length_of_sum(parts: "Sequence[EncodedPart]") -> float:
-    """Length of the weighted sum of the parts, by which the query vector was divided."""
-    if len(parts) == 1:  # weights of single parts change nothing
-        return 1.0
-    weighted = [part.weight * part.vector for part in parts]
-    return float(np.linalg.norm(np.sum(weighted, axis=0)))

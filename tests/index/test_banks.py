@@ -14,10 +14,8 @@ from onepeace.index.match import (
     KEPT,
     TEXTS,
     Banks,
-    banks_of,
     calibrate,
     calibration_by_words,
-    least_alike,
     read_calibration,
     texts_of,
 )
@@ -78,16 +76,6 @@ def test_scores_go_on_after_they_were_stored(banks, vectors, monkeypatch):
             assert value == pytest.approx(expected, abs=2e-3)  # the vectors are kept in float16
 
 
-def test_scores_of_other_banks_are_forgotten(banks, vectors):
-    banks.add(vectors, MODALITIES)
-    shorter = Banks({"word": banks.vectors["word"][:5]}, "abc")
-
-    loaded = Banks.load(shorter.to_bytes(), banks.scores_to_bytes())
-
-    assert loaded.scores("word", "image") is None
-    assert Banks.load(banks.to_bytes()).scores("word", "image") is None
-
-
 def test_calibration_file_is_that_of_its_model(banks, tmp_path):
     content = banks.to_bytes()
     assert read_calibration(tmp_path, "abc") is None
@@ -123,16 +111,6 @@ def test_damaged_calibration_file_is_refused(banks, tmp_path, damages):
             read_calibration(tmp_path, "abc")
 
 
-def test_damaged_scores_are_made_again(banks, vectors, damages):
-    banks.add(vectors, MODALITIES)
-    content = banks.to_bytes()
-    scores = banks.scores_to_bytes()
-    for part in damages:
-        loaded = Banks.load(content, flipped(scores, part))
-
-        assert not loaded.counts.any()
-
-
 def test_damaged_words_in_the_cache_are_encoded_again(monkeypatch, tmp_path, model):
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
     content = calibration_by_words(lambda: model, "abc")
@@ -146,22 +124,6 @@ def test_damaged_words_in_the_cache_are_encoded_again(monkeypatch, tmp_path, mod
         np.testing.assert_allclose(Banks.load(again).vectors[name], vectors, atol=1e-3)
 
 
-def test_damaged_queries_of_an_index_are_refused_in_one_line(tmp_path, banks):
-    folder = fabricate(tmp_path / "index", [(Item("/a.png", "image"), np.ones(8))])
-    with closing(Store(folder, write=True)) as store:
-        with store.transaction():
-            store.keep_blob("calibration", flipped(banks.to_bytes(), 0.9))
-
-        with pytest.raises(UserError, match="index update"):
-            banks_of(store)
-
-        with store.transaction():
-            store.connection.execute("UPDATE blobs SET content = x'00' WHERE name = 'calibration'")
-        with pytest.raises(UserError, match="build it again") as caught:
-            banks_of(store)
-        assert "index update" not in str(caught.value)
-
-
 @pytest.mark.parametrize("bank", TEXTS)
 def test_texts_of_a_bank_differ_and_are_of_their_length(bank):
     texts = texts_of(bank)
@@ -173,15 +135,6 @@ def test_texts_of_a_bank_differ_and_are_of_their_length(bank):
         assert max(num_words) <= 5
     else:
         assert min(num_words) > 3
-
-
-def test_least_alike_vectors_are_kept():
-    same = [1, 0, 0]
-    nearly_same = [1, 0.01, 0]
-    vectors = unit([same, nearly_same, [0, 1, 0], [0, 0, 1]])
-
-    assert least_alike(vectors, 0.5).tolist() == vectors[2:].tolist()
-    assert len(least_alike(vectors, 0.01)) == 1
 
 
 def test_calibrate_draws_pictures_of_an_index(tmp_path, banks, monkeypatch):
