@@ -19,7 +19,7 @@ from onepeace.index.filters import Condition, compile_condition, kinds_of, regis
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.items import Item
 from onepeace.index.match import Banks, banks_of
-from onepeace.index.query import Query, SearchOptions, encode, mask_of, paths_of, without_files, without_other_spaces
+from onepeace.index.query import Query, SearchOptions, encode, mask_of, without_files, without_other_spaces
 from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix
@@ -349,7 +349,8 @@ class Index:
         query = Query(text=query) if isinstance(query, str) else query
         # Functions, so that a query that needs no model, or the text branch alone, loads none.
         vector = encode(query, self.store, self.matrix, lambda: self.embedder, lambda: self.text_branch)
-        allowed = self._cached_mask_of(kinds, condition, paths_of(below))
+        folders = [below] if isinstance(below, (str, os.PathLike)) else below
+        allowed = self._cached_mask_of(kinds, condition, tuple(os.fspath(folder) for folder in folders))
         allowed = without_files(self.store, self.matrix, allowed, query.paths)
         allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
         text = " ".join(query.texts) if query.is_text else ""

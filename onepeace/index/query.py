@@ -1,6 +1,7 @@
 """What is asked of an index: texts, pictures, sounds and files of it, combined by weights into one vector; which rows
 of the matrix may be hits; and the options of a search."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from onepeace.errors import UsageError, UserError
 from onepeace.hub.towers.config import names_towers
-from onepeace.index.database import Store, sql_below
+from onepeace.index.database import IN_LIST, Store, sql_below
 from onepeace.index.filters import Condition
 from onepeace.index.vectors import Matrix
 
@@ -62,14 +63,16 @@ class Query:
     """What the fields say, part by part; the weight of `without` is below 0."""
 
     def __post_init__(self) -> None:
-        self._check_weights()
+        for name, weight in self.weights.items():
+            is_number = isinstance(weight, (int, float))
+            if name not in FIELDS or not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
+                raise UsageError(f"the weight of {name} is {weight!r}; {', '.join(FIELDS)} can have one from 0 to 1e6")
         parts = []
         for name in FIELDS:
             values = self._values(name)
             if not values and name in self.weights:
                 raise UsageError(f"weights has {name}, but the query has no {name}")
-            for value in values:
-                parts.append(self._part(name, value))
+            parts += [self._part(name, value) for value in values]
         if not any(part.weight > 0 for part in parts):
             raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
         object.__setattr__(self, "parts", tuple(parts))
@@ -94,14 +97,6 @@ class Query:
         """Whether hits should fit texts alone, not a picture, a sound, a file or a vector too."""
         return all(part.field == "text" for part in self.parts if part.weight > 0)
 
-    def _check_weights(self) -> None:
-        for name, weight in self.weights.items():
-            if name not in FIELDS:
-                raise UsageError(f"weights has {name!r}; it can have {', '.join(FIELDS)}")
-            is_number = isinstance(weight, (int, float))
-            if not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
-                raise UsageError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
-
     def _values(self, name: str) -> list[Any]:
         """Values of a field, which may hold one or a list."""
         value = getattr(self, name)
@@ -113,15 +108,12 @@ class Query:
         return [value]
 
     def _part(self, name: str, value: Any) -> "QueryPart":
-        if name in ("text", "without"):
-            if not isinstance(value, str):
-                raise UsageError(f"{name} is {type(value).__name__}; give words, or a list of them")
-            if not value.strip():
-                raise UsageError(f"{name} is empty; give words")
-        if name == "without":
-            weight = self.weights.get(name, WITHOUT)
-            return QueryPart(field="text", value=value, weight=-weight)
-        return QueryPart(field=name, value=value, weight=self.weights.get(name, 1.0))
+        weight = self.weights.get(name, WITHOUT if name == "without" else 1.0)
+        if name not in ("text", "without"):
+            return QueryPart(field=name, value=value, weight=weight)
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(f"{name} is {value!r:.40}; give words, or a list of them")
+        return QueryPart(field="text", value=value, weight=weight if name == "text" else -weight)
 
 
 @dataclass(kw_only=True)
@@ -207,7 +199,14 @@ def encode(
     Raises:
         UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
-    vectors = iter(_encoded(query.parts, load, branch))
+    to_encode = [part for part in query.parts if part.field not in ("like", "vector")]
+    text_branch = branch() if to_encode and all(part.field == "text" for part in to_encode) else None
+    encoded: Any = []
+    if text_branch is not None:
+        encoded = text_branch.encode([part.value for part in to_encode])
+    elif to_encode:
+        encoded = load().encode([{part.field: part.value} for part in to_encode], progress=False)
+    vectors = iter(np.asarray(encoded))
     encoded_parts = []
     for part in query.parts:
         if part.field == "like":
@@ -219,21 +218,6 @@ def encode(
             bank = bank_of_text(part.value) if part.field == "text" else part.field
             encoded_parts.append(EncodedPart(bank=bank, vector=next(vectors), weight=part.weight))
     return QueryVector.of(encoded_parts)
-
-
-def _encoded(
-    query_parts: Sequence[QueryPart], load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
-) -> np.ndarray:
-    """(n, E): vectors of the n parts that are texts, pictures or sounds."""
-    to_encode = [part for part in query_parts if part.field not in ("like", "vector")]
-    if not to_encode:
-        return np.empty((0, 0), np.float32)
-    is_text = all(part.field == "text" for part in to_encode)
-    text_branch = branch() if is_text else None
-    if text_branch is not None:
-        return np.asarray(text_branch.encode([part.value for part in to_encode]))
-    inputs = [{part.field: part.value} for part in to_encode]
-    return np.asarray(load().encode(inputs, progress=False))
 
 
 def bank_of_text(text: str) -> str:
@@ -278,26 +262,10 @@ def _of_index(path: str, weight: float, store: Store, matrix: Matrix) -> list[En
     return parts
 
 
-def paths_of(below: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """One path or several as a tuple of strings."""
-    paths = [below] if isinstance(below, (str, os.PathLike)) else below
-    return tuple(os.fspath(path) for path in paths)
-
-
 def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
     """(n,) bool: rows of the files with these ids."""
     file_ids, file_of_row = matrix.files
     return np.isin(file_ids, np.fromiter(ids, np.int64))[file_of_row]
-
-
-def rows_of(
-    store: Store,
-    matrix: Matrix,
-    sql: str,
-    parameters: Sequence[Any] = (),
-) -> np.ndarray:
-    """(n,) bool: rows of the files that satisfy a condition."""
-    return rows_of_files(matrix, store.ids(sql, parameters))
 
 
 def mask_of(
@@ -305,22 +273,30 @@ def mask_of(
     matrix: Matrix,
     kinds: Collection[str],
     where: Condition | None,
-    below: Collection[str],
+    below: Iterable[str],
 ) -> np.ndarray | None:
     """(n,) bool: rows that pass the filters; None = all.
 
     Args:
         kinds: kinds of files; empty = all.
-        below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
+        below: paths of files, and of the folders, tables and shards that files lie in, which may be relative, or links;
+            empty = all.
     """
-    masks = []
+    conditions = []
+    parameters: list[Any] = []
     if where is not None:
-        masks.append(rows_of(store, matrix, where.sql, where.params))
+        conditions.append(where.sql)
+        parameters += where.params
     if kinds:
-        masks.append(rows_of(store, matrix, f"modality IN ({_placeholders(kinds)})", [*kinds]))
-    if below:
-        masks.append(rows_of_files(matrix, _ids_below(store, below)))
-    return np.logical_and.reduce(masks) if masks else None
+        conditions.append(f"modality {IN_LIST}")
+        parameters.append(json.dumps(list(kinds)))
+    paths = {*map(os.path.abspath, below), *map(os.path.realpath, below)}
+    if paths:
+        conditions.append(sql_below(paths))
+    if not conditions:
+        return None
+    sql = " AND ".join(f"({condition})" for condition in conditions)
+    return rows_of_files(matrix, store.ids(sql, parameters))
 
 
 def without_files(
@@ -329,19 +305,9 @@ def without_files(
     """A mask of rows, (n,) bool or None for all, without the rows of some files."""
     if not paths:
         return allowed
-    remaining = ~rows_of(store, matrix, f"path IN ({_placeholders(paths)})", paths)
+    ids = store.ids(f"path IN ({', '.join('?' * len(paths))})", paths)
+    remaining = ~rows_of_files(matrix, ids)
     return remaining if allowed is None else allowed & remaining
-
-
-def _placeholders(values: Collection[object]) -> str:
-    return ", ".join("?" for _ in values)
-
-
-def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
-    """Ids of the files at or below paths, which may be relative, or links."""
-    absolute = map(os.path.abspath, paths)
-    real = map(os.path.realpath, paths)
-    return set(store.ids(sql_below({*absolute, *real})))
 
 
 def without_other_spaces(
