@@ -55,8 +55,8 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	@echo "That worked; demo.html shows the last answer as a page. What to type next:"
 	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"
 	@echo "  onepeace search ~/Pictures --text 'waves on a beach'      # pictures and sounds of your own"
-	@echo "  pip install -e '.[web]' && onepeace serve $(SAMPLES)       # the same in a browser"
-	@echo "  onepeace --help                                           # all it can do; README.md shows six tasks"
+	@echo "  pip install -e '.[web]' && onepeace serve $(SAMPLES)    # the same in a browser"
+	@echo "  onepeace --help                                           # all it can do; README.md has the rest"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -49,6 +49,20 @@ for arguments in (["--help"], ["--version"], ["serach"], *([name, "--help"] for 
     assert not loaded_by(code) & heavy
 
 
+@pytest.mark.parametrize("torchaudio", ["", "raise OSError('libcudart.so: no such file')"], ids=["whole", "broken"])
+def test_torchaudio_is_no_matter(torchaudio, samples, random_folder, tmp_path):
+    """Its one build wants CUDA's libraries, and cannot be imported without them."""
+    (tmp_path / "torchaudio.py").write_text(torchaudio)
+    (tmp_path / "torchaudio-2.11.0.dist-info").mkdir()
+    (tmp_path / "torchaudio-2.11.0.dist-info" / "METADATA").write_text("Name: torchaudio\nVersion: 2.11.0\n")
+    bark = str(samples / "sounds" / "dog.ogg")
+    code = f"""
+import onepeace
+print(*onepeace.load({str(random_folder)!r}).encode_audio([{bark!r}]).shape)
+"""
+    assert python(code, tmp_path) == "1 16"
+
+
 def test_embedding_and_searching_load_no_training_package(samples, random_folder):
     dog, bark = str(samples / "images" / "dog.jpg"), str(samples / "sounds" / "dog.ogg")
     loaded = loaded_by(f"""

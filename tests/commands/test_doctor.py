@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def requirements(monkeypatch):
     """What onepeace requires, for a doctor of packages that are cheap to import."""
     lines = ["numpy>=2", "tqdm<9,>=4", 'pyarrow>=20; extra == "parquet"', 'pytest>=8; extra == "test"']
+    lines.append('onepeace[parquet]; extra == "train"')
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
     return lines
 
