@@ -47,10 +47,10 @@ $(READY): $(CORE)
 	@touch $@
 
 demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
-	$(BIN)/onepeace search $(SAMPLES) --text "a cat" --top 2
-	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0428.jpg --top 3
-	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/REC_0007.ogg --only pictures --top 3
-	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0458.jpg --text "waves" --top 3 --html demo.html --force
+	$(BIN)/onepeace search $(SAMPLES) "a bird" --top 5
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0428.jpg --top 1 # a dog, which finds its barking
+	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/REC_0007.ogg --only pictures --top 1 # and the other way round
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0458.jpg --text "waves" --top 2 --html demo.html --force
 	@echo
 	@echo "That worked; demo.html shows the last answer as a page. What to type next:"
 	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"

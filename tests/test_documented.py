@@ -56,8 +56,9 @@ def read(path: Path) -> str:
 
 
 def guides() -> str:
-    """README.md and all guides."""
-    return "\n".join(map(read, [ROOT / "README.md", *sorted((DOCS / "guide").glob("*.md"))]))
+    """README.md, all first hours and all guides."""
+    pages = [*(DOCS / "start").glob("*.md"), *(DOCS / "guide").glob("*.md")]
+    return "\n".join(map(read, [ROOT / "README.md", *sorted(pages)]))
 
 
 # --- commands ---
@@ -268,8 +269,8 @@ def row_of(part: str) -> int:
     return next(number for number, parts in enumerate(ROWS) if part in parts)
 
 
-def test_readme_lists_folders_in_the_order_of_the_layers():
-    block = read(ROOT / "README.md").partition("## The code")[2].partition("```text\n")[2].partition("```")[0]
+def test_contributing_lists_folders_in_the_order_of_the_layers():
+    block = read(ROOT / "CONTRIBUTING.md").partition("## The folders")[2].partition("```text\n")[2].partition("```")[0]
     folders = re.findall(r"^  (\w+)/ ", block, re.MULTILINE)
     rows = [row_of(folder) for folder in folders]
     assert rows == sorted(rows)

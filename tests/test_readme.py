@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from support.readme import PICTURE, ROOT, blocks_of, demonstration, like_checkout, run_blocks, update
+from support.readme import ROOT, blocks_of, demonstration, like_checkout, run_blocks, update
 
 from onepeace import __version__
 
@@ -57,11 +56,12 @@ def test_readme_code_runs_and_prints_what_is_shown(name, checkout):
 
 def test_top_readme_shows_the_library_and_the_command_line():
     assert {block.language for block in RUN["README.md"]} >= {"python", "bash", "console"}
-    assert {block.left_out for block in BLOCKS["README.md"]} == {None, "sets up the environment this test runs in"}
+    left_out = {None, "sets up the environment this test runs in", "downloads models"}
+    assert {block.left_out for block in BLOCKS["README.md"]} == left_out
 
 
 def test_readme_is_read_in_five_minutes():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
     assert len((ROOT / "recipes" / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
@@ -81,21 +81,18 @@ def test_links_lead_to_files_and_headings(file):
             assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
-def test_demonstration_is_what_make_demo_runs_and_what_the_picture_was_drawn_from():
+def test_demonstration_is_what_make_demo_runs():
     block = demonstration(RUN["README.md"])
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
     recipe = re.sub(r"^\t@.*\n", "", recipe, flags=re.MULTILINE)  # what it says at the end
     assert block.code == recipe.replace("\t$(BIN)/", "").replace("$(SAMPLES)", "data/samples")
-    with Image.open(PICTURE) as picture:
-        assert_shown(picture.info["printed"], block.shown)
 
 
 # --- the running of blocks above ---
 
 
-def test_what_a_block_prints_replaces_what_the_file_says(checkout, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+def test_what_a_block_prints_replaces_what_the_file_says(checkout):
     console = "```console\n$ echo a \\\n>   b\n{}$ onepeace --version\n{}```\n"
     text = f"{console}\n```python\nprint(1)\n```\n\n```text\n{{}}```\nend\n"
     (checkout / "X.md").write_text(text.format("old\n", "", "old\nold\n"))

@@ -1,6 +1,6 @@
 """Screenshots of the web page, and the time to its first paint.
 
-``python docs/results/page.py`` writes docs/results/page-*.webp and docs/pictures/serve.png. The files are those of
+``python docs/results/page.py`` writes docs/results/page-*.webp. The files are those of
 data/samples, in folders and with dates, cameras and keywords made up for the purpose. Needs the extra `test`, chromium
 and chromedriver.
 """
@@ -92,8 +92,6 @@ def take_hits(driver: Any, address: str) -> None:
             page.search("a dog")
             page.script("document.querySelector('#words').blur()")
             take(page, f"{name}{suffix}")
-            if name == "wide" and not dark:
-                driver.save_screenshot(str(ROOT / "docs" / "pictures" / "serve.png"))
 
 
 def take_views(driver: Any, address: str) -> None:

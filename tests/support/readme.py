@@ -1,8 +1,7 @@
 """The code in Markdown files: finding it, running it, and writing what it prints back into the file.
 
-`make readme` brings README.md up to date, and draws the page that the last command of its demonstration wrote, so that
-the picture and the printed scores are of one run. A console block holds commands, after "$ ", and what they print. A
-text block right after a python block holds what that prints. `<!-- not run: reason -->` before a block leaves it out.
+`make readme` brings README.md and docs/ up to date. A console block holds commands, after "$ ", and what they print.
+A text block right after a python block holds what that prints. `<!-- not run: reason -->` before a block leaves it out.
 """
 
 import contextlib
@@ -10,7 +9,6 @@ import io
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,19 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from PIL import Image, PngImagePlugin
-
 from onepeace.cli import main as onepeace
 
 ROOT = Path(__file__).resolve().parents[2]
-README, PICTURE, PAGE = ROOT / "README.md", ROOT / "docs" / "pictures" / "page.png", "demo.html"
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<left_out>[^\n]+) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$"
     r"(?:\n+^```text\n(?P<shown>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-WINDOW = "735,430"
-SHOWN = "/srv/onepeace"
 
 
 class Block(NamedTuple):
@@ -147,45 +140,25 @@ def run_blocks(name: str, blocks: Sequence[Block]) -> list[str]:
 
 
 def demonstration(blocks: Sequence[Block]) -> Block:
-    """The block whose last command writes the page."""
-    return next(block for block in blocks if PAGE in block.code)
+    """The first block that shows commands with what they print."""
+    return next(block for block in blocks if block.language == "console")
 
 
-def update(readme: Path = README, picture: Path = PICTURE) -> None:
-    """Replace what the blocks print, and the picture of the page if there is Chromium to draw it."""
-    text = readme.read_text(encoding="utf-8")
+def update(page: Path) -> None:
+    """Replace what the blocks of a page print."""
+    text = page.read_text(encoding="utf-8")
     blocks = [block for block in blocks_of(text) if block.left_out is None]
-    printed = dict(zip(blocks, run_blocks(readme.name, blocks), strict=True))
+    printed = dict(zip(blocks, run_blocks(page.name, blocks), strict=True))
     for block in reversed(blocks):  # from the end, so that places stay right
         if block.shown is not None:
             text = text[: block.place[0]] + printed[block] + text[block.place[1] :]
-    readme.write_text(text, encoding="utf-8")
-    if not any(PAGE in block.code for block in blocks):
-        return
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        print(f"no chromium: {picture} stays as it is", file=sys.stderr)
-        return
-    draw_page(chromium, Path(PAGE), picture, printed[demonstration(blocks)])
-
-
-def draw_page(chromium: str, page: Path, picture: Path, printed: str) -> None:
-    """Draw the page as a PNG of 256 colours with a text field "printed": the output of the commands.
-
-    The page shows `SHOWN` instead of the working folder, whose name differs from run to run.
-    """
-    page.write_text(page.read_text(encoding="utf-8").replace(str(Path.cwd()), SHOWN), encoding="utf-8")
-    shot = page.with_suffix(".png").resolve()
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WINDOW}", f"--screenshot={shot}"]
-    subprocess.run([chromium, *options, page.resolve().as_uri()], check=True, capture_output=True)
-    about = PngImagePlugin.PngInfo()
-    about.add_text("printed", printed)
-    with Image.open(shot) as image:
-        image.convert("RGB").quantize(256).save(picture, optimize=True, pnginfo=about)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    guide = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide").glob("*.md"))
-    for name in ("README.md", *guide):
+    pages = sorted(
+        path.relative_to(ROOT) for part in ("start", "guide") for path in (ROOT / "docs" / part).glob("*.md")
+    )
+    for name in (Path("README.md"), *pages):
         with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)):
             update(ROOT / name)
