@@ -284,7 +284,7 @@ def test_index_in_the_cache_is_listed_and_removed(run, run_model, folder):
         (["--text", " "], "text"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),
-        (["--text", "a", "--where", "wdith > 3"], "--where: 'wdith'"),
+        (["--text", "a", "--where", "wdith > 3"], "--where: 'wdith > 3': 'wdith'"),
         (["--text", "a", "--after", "May"], "--after"),
         (["--text", "a", "--html", "FOLDER/no/page.html"], "page.html"),
         (["--text", "a", "--html", "FOLDER"], ".html"),
