@@ -38,8 +38,6 @@ SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
-LOGS = ("-wal", "-journal")
-"""Those of them that may have content which the database lacks."""
 LEFTOVERS = ".*.onepeace-????????.tmp*"
 """Names of what a killed run left of files in an index, and of SQLite's own beside them (`files.atomic.marked`)."""
 EXTERNAL = re.compile(
@@ -79,8 +77,6 @@ END""",
 )
 """Statements that make the tables. `gone` has the vectors that were removed since they were copied (vectors.py);
 `word_index` finds the rows of `words` by their words, and is derived from them."""
-EARLIER = {"meta", "kept", "spare"}
-"""Tables that only earlier versions made."""
 FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
 INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({', '.join('?' * (len(NAMES) + 1))})"  # noqa: S608
 INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
@@ -162,19 +158,11 @@ def reader(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
     except sqlite3.OperationalError as error:
         connection.close()
-        if _has_log(path) or not EXTERNAL.search(str(error)):
+        logs = [Path(f"{path}-wal"), Path(f"{path}-journal")]
+        if any(log.exists() and log.stat().st_size for log in logs) or not EXTERNAL.search(str(error)):
             raise
         return connect(path, "mode=ro&immutable=1")
     return connection
-
-
-def _has_log(path: Path) -> bool:
-    """Whether a writer has left a log that is not empty."""
-    for ending in LOGS:
-        log = f"{path}{ending}"
-        if os.path.exists(log) and os.path.getsize(log):
-            return True
-    return False
 
 
 def write_database(path: Path, meta: dict[str, str]) -> None:
@@ -460,10 +448,6 @@ class Store:
         if self.blob(name) != content:
             _insert_blob(self.connection, name, content)
 
-    def drop_blob(self, name: str) -> None:
-        """Delete what `keep_blob` stored, if anything; call it in a transaction."""
-        self.connection.execute("DELETE FROM blobs WHERE name = ?", (name,))
-
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query.
 
@@ -474,14 +458,11 @@ class Store:
             return self.connection.execute(sql, parameters).fetchall()
 
     def _check_schema(self) -> None:
-        """UserError for another format, Damaged if the tables have changed."""
+        """Damaged if the tables are others."""
         definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
         if definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
             return
-        tables = {name for (name,) in self.select("SELECT name FROM sqlite_schema")}
-        if EARLIER & tables:
-            raise UserError(f"made by an earlier version; {build_again(self.folder)}", where=self.folder)
-        raise Damaged(self.folder, "its table definitions have changed")
+        raise Damaged(self.folder, "its tables are not those of this version")
 
     def _known(self) -> dict[str, str]:
         """Metadata of the index."""
@@ -531,21 +512,15 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     if not create and not is_index(target):
         raise no_index(target)
     try:
-        if os.path.exists(target):
-            _refuse_other_files(target)
+        is_ours = is_index(target) or (target / LOCK).exists()
+        if not is_ours and os.path.exists(target) and any(target.iterdir()):
+            raise UserError("a folder with other files in it, and no index; name a new folder", where=target)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
     with locked(target, patience=0, again=False):
         for leftover in target.glob(LEFTOVERS):
             leftover.unlink(missing_ok=True)
         yield target
-
-
-def _refuse_other_files(folder: Path) -> None:
-    """UserError if a folder is not an index, and has files in it."""
-    is_ours = is_index(folder) or (folder / LOCK).exists()
-    if not is_ours and any(folder.iterdir()):
-        raise UserError("a folder with other files in it, and no index; name a new folder", where=folder)
 
 
 def sql_below(paths: Iterable[str]) -> str:

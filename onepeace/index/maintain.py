@@ -18,7 +18,7 @@ from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
 from onepeace.index.match import banks_of, calibration_by_words, read_calibration
 from onepeace.index.record import Elsewhere, Recorder, Report
-from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
+from onepeace.index.scan import Scan, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
 from onepeace.index.verify import FOREIGN, Model, check_model, identity, is_name
@@ -188,18 +188,19 @@ def _build_next(store: Store, next_folder: Path, model: Model, settings: Setting
     """Build an index of the same paths with another model.
 
     Raises:
-        UserError: files of the index cannot be read now, so that their vectors would be lost.
+        UserError: files of the index are missing or cannot be read now, so that their vectors would be lost.
     """
     roots = known_roots(store).values()
     scanned = scan(roots)
     refuse_unmounted(store, roots, scanned)
-    lost = at_risk(store, scanned)
+    readable = {path for path, entry in scanned.entries.items() if entry.item.problem is None}
+    lost = [item.path for item in store.items("problem IS NULL") if item.path not in readable]
     if lost:
-        remedy = f"if they are gone for good, run first, twice: onepeace index update {shlex.quote(str(store.folder))}"
+        remedy = f"if they are gone for good, run first: onepeace index update {shlex.quote(str(store.folder))}"
         raise UserError(
-            f"cannot be read now, and {len(lost)} files in all, perhaps of a disk that is not mounted; the index keeps "
-            f"its model; {remedy}",
-            where=lost[0].path,
+            f"missing or not readable, and {len(lost)} files in all, perhaps of a disk that is not mounted; the index "
+            f"keeps its model; {remedy}",
+            where=lost[0],
         )
     with opened(next_folder, model) as new:
         with new.transaction():
@@ -207,7 +208,6 @@ def _build_next(store: Store, next_folder: Path, model: Model, settings: Setting
         local_settings = replace(settings, store=None)
         report = embed_scan(new, scanned, local_settings, model=model, is_whole=True)
         score(new)
-    report.removed = sum(item.path not in scanned.entries for item in store.items("problem IS NULL"))
     return report
 
 
@@ -306,7 +306,9 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
         with closing(Store(folder, write=True)) as store:
             entries = check_model(store, model)
             if model is not None and not is_name(model):
-                _check_modalities(store, model)
+                lacking = [modality for modality in store.modalities if modality not in model.modalities]
+                if lacking:
+                    raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=folder)
             if model is not None and FOREIGN not in entries:
                 with store.transaction():
                     store.meta["model"] = entries["model"]  # its location may have changed
@@ -321,13 +323,6 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
             is_empty = not store.count()
         if is_empty:
             _delete_index(folder)
-
-
-def _check_modalities(store: Store, model: "Embedder") -> None:
-    """UserError if an `Embedder` was loaded without modalities that the index has."""
-    lacking = [modality for modality in store.modalities if modality not in model.modalities]
-    if lacking:
-        raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=store.folder)
 
 
 def create_store(folder: Path, model: Model) -> Store:

@@ -8,7 +8,7 @@ update that misses them and removed by the next. A file that cannot be read is n
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from onepeace.errors import MissingPackage, UserError, reason_at
 from onepeace.files.source import suffix
 from onepeace.files.walk import Ignore, Unreadable, walk
-from onepeace.index.database import Store, is_index
+from onepeace.index.database import is_index
 from onepeace.index.items import Item, places_of, whole_of
 from onepeace.index.record import Elsewhere, Recorder
 from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
@@ -55,7 +55,13 @@ def scan(roots: Collection[Root]) -> Scan:
         left_out = removed - {root.path, *map(str, Path(root.path).parents)}
         try:
             for entry in _entries(root, left_out, modalities, result):
-                _add(entry, root, left_out, result)
+                item = entry.item
+                if left_out and places_of(item.path) & left_out:
+                    continue
+                # Another root may have it too; the description of a file in a table wins.
+                is_described = root.type == "table" and (item.caption or item.metadata)
+                if is_described or item.path not in result.entries:
+                    result.entries[item.path] = entry
         except UserError as error:  # one root that cannot be read is no reason to leave out the others
             reason = reason_at(root.path, error)
             result.problems.append(Unreadable(Path(root.path), reason))
@@ -73,22 +79,6 @@ def _entries(
     if root.type == "shard":
         return read_shard(root.path)
     return _files(root, left_out, modalities, result)
-
-
-def _add(
-    entry: Entry,
-    root: Root,
-    left_out: set[str],
-    result: Scan,
-) -> None:
-    """Add an entry of a root to a scan, unless it is left out or another root has it; the description of a file in a
-    table wins."""
-    item = entry.item
-    if left_out and places_of(item.path) & left_out:
-        return
-    is_described = root.type == "table" and (item.caption or item.metadata)
-    if is_described or item.path not in result.entries:
-        result.entries[item.path] = entry
 
 
 def _files(
@@ -111,7 +101,11 @@ def _files(
         others=result.others,
     )
     for path, known_modality in files:
-        modality = known_modality or _sniffed(path)
+        modality: str | None = known_modality
+        if not modality:
+            from onepeace.processors import sniff  # imports torch
+
+            modality = sniff(path)
         if modality:
             yield entry_of_file(str(path), modality)
         else:
@@ -123,13 +117,6 @@ def _files(
             yield Entry(Item(str(problem.path), kind, problem=problem.reason))
         else:
             result.problems.append(problem)
-
-
-def _sniffed(path: Path) -> str | None:
-    """Kind of a file with an unknown extension, by its first bytes."""
-    from onepeace.processors import sniff  # imports torch
-
-    return sniff(path)
 
 
 def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool, elsewhere: Elsewhere) -> Iterator[Entry]:
@@ -193,47 +180,21 @@ def remove_missing(recorder: Recorder, scan: Scan) -> None:
     store = recorder.store
     report = recorder.report
     items = list(store.items())
-    missing = missing_in(scan, items)
-    report.moved = (Counter(item.hash for item in missing) & recorder.num_copies).total()
+    missing = _missing(scan, items)
+    moved = Counter(item.hash for item in missing) & recorder.num_copies
+    report.moved = moved.total()
     report.copied -= report.moved
-    suspects = _suspects(_not_moved(missing, recorder.num_copies), [item.path for item in items])
-    kept_before = set(kept_ids(store))
-    kept = {item.id: item for item in suspects if item.id not in kept_before}
+    kept_before = json.loads(store.blob(MISSING) or b"[]")
+    kept = {item.id: item for item in _suspects(missing, moved, items) if item.id not in kept_before}
     report.kept = [Path(item.path) for item in kept.values()]
     report.removed = len(missing) - report.moved - len(kept)
     with store.transaction():
         store.remove([item.id for item in missing if item.id not in kept])
-        _keep_ids(store, kept.keys())
+        if kept or kept_before:
+            store.keep_blob(MISSING, json.dumps(sorted(kept)).encode())
 
 
-def _keep_ids(store: Store, ids: Set[int]) -> None:
-    if ids:
-        store.keep_blob(MISSING, json.dumps(sorted(ids)).encode())
-    else:
-        store.drop_blob(MISSING)
-
-
-def kept_ids(store: Store) -> list[int]:
-    """Numbers of the missing files that the last update has kept."""
-    return json.loads(store.blob(MISSING) or b"[]")
-
-
-def at_risk(store: Store, scan: Scan) -> list[Item]:
-    """Files with vectors that may only be missing for now, or that cannot be read."""
-    items = list(store.items())
-    missing = missing_in(scan, items)
-    removed = {item.id for item in missing} - {item.id for item in _suspects(missing, [item.path for item in items])}
-    readable = {path for path, entry in scan.entries.items() if entry.item.problem is None}
-    kept_before = set(kept_ids(store))
-    lost = []
-    for item in items:
-        is_gone = item.id in removed or item.id in kept_before
-        if item.problem is None and item.path not in readable and not is_gone:
-            lost.append(item)
-    return lost
-
-
-def missing_in(scan: Scan, items: Iterable[Item]) -> list[Item]:
+def _missing(scan: Scan, items: Iterable[Item]) -> list[Item]:
     """Items that a scan has not found, except in folders or shards that could not be read."""
     unread = {str(problem.path) for problem in scan.problems}
     for path, entry in scan.entries.items():
@@ -247,48 +208,32 @@ def missing_in(scan: Scan, items: Iterable[Item]) -> list[Item]:
     return missing
 
 
-def _not_moved(missing: Sequence[Item], num_copies: Counter[bytes | None]) -> list[Item]:
-    """Missing files with vectors whose content no new path has."""
-    remaining = Counter(num_copies)
-    lost = []
-    for item in missing:
-        if remaining[item.hash] > 0:
-            remaining[item.hash] -= 1
-        elif item.problem is None:
-            lost.append(item)
-    return lost
-
-
-def _suspects(lost: Sequence[Item], paths: Iterable[str]) -> list[Item]:
+def _suspects(missing: Sequence[Item], moved: Mapping[bytes | None, int], items: Sequence[Item]) -> list[Item]:
     """Files below an existing folder that lost `MANY` files or more, and more than half of its files.
 
     Args:
-        lost: files that are missing; those that exist, but are left out by now, do not count.
-        paths: of all files, lost or not.
+        missing: files of which those count that had vectors and are gone, and not those that are left out by now.
+        moved: how many of them have new paths, by the hash of the content.
+        items: all files, also missing ones.
     """
     gone = []
-    for item in lost:
-        is_file = whole_of(item.path) is None
-        if is_file and not os.path.lexists(item.path):
+    num_moved = Counter(moved)
+    for item in missing:
+        if num_moved[item.hash] > 0:
+            num_moved[item.hash] -= 1
+        elif item.problem is None and whole_of(item.path) is None and not os.path.lexists(item.path):
             gone.append(item)
-    num_lost = _count_by_folder(item.path for item in gone)
-    if max(num_lost.values(), default=0) < MANY:
+    num_gone = _count_by_folder(gone)
+    if max(num_gone.values(), default=0) < MANY:
         return []
-    num_files = _count_by_folder(paths)
+    num_files = _count_by_folder(items)
     emptied = set()
-    for folder, number in num_lost.items():
-        if number >= MANY and number > num_files[folder] / 2 and os.path.isdir(folder):
+    for folder, number in num_gone.items():
+        if number >= MANY and number > num_files[folder] / 2 and folder.is_dir():
             emptied.add(folder)
-    return [item for item in gone if not emptied.isdisjoint(_folders_above(item.path))]
+    return [item for item in gone if not emptied.isdisjoint(Path(item.path).parents)]
 
 
-def _count_by_folder(paths: Iterable[str]) -> Counter[str]:
-    """Number of paths below each folder."""
-    counts: Counter[str] = Counter()
-    for path in paths:
-        counts.update(_folders_above(path))
-    return counts
-
-
-def _folders_above(path: str) -> list[str]:
-    return [str(folder) for folder in Path(path).parents]
+def _count_by_folder(items: Iterable[Item]) -> Counter[Path]:
+    """Number of files below each folder."""
+    return Counter(folder for item in items for folder in Path(item.path).parents)

@@ -410,5 +410,5 @@ def test_index_of_an_earlier_version_is_refused(tmp_path):
         connection.execute("CREATE TABLE meta (key TEXT, value TEXT)")
         connection.execute("INSERT INTO meta VALUES ('format_version', '1')")
 
-    with pytest.raises(UserError, match="earlier version"):
+    with pytest.raises(UserError, match="tables are not those of this version"):
         Index.open(tmp_path)
