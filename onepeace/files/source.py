@@ -1,6 +1,7 @@
 """Content of a path, an http(s) URL, an open file or a bytes value of any format, and short names of all inputs for
 messages."""
 
+import codecs
 import errno
 import http.client
 import io
@@ -164,6 +165,16 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
             return _read_open(file, name, max_bytes)
     except OSError as error:
         raise UserError(f"cannot be read ({reason_of(error)})", where=name) from error
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """Text in UTF-8, or in UTF-16 if it begins with a byte order mark.
+
+    Args:
+        errors: as of `bytes.decode`.
+    """
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors)
 
 
 def _read_open(file: BinaryIO, name: str, max_bytes: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
-from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes, open_regular
+from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes, decode_text, open_regular
 from onepeace.index.items import Item, is_shard, mtime_of, shard_of, whole_of
 from onepeace.index.sources import Entry, Root, state_of, value_of
 from onepeace.index.words import LONGEST_TEXT
@@ -149,9 +149,9 @@ def _read_file(entry: Entry, path: Path) -> Reading:
 
 
 def _beginning(path: Path) -> str:
-    """First characters of a text file; a file in another encoding than UTF-8 is refused when it is embedded."""
-    with open(path, encoding="utf-8-sig", errors="replace", opener=open_regular) as file:
-        return file.read(LONGEST_TEXT)
+    """First characters of a text file; one in an unknown encoding is refused when it is embedded."""
+    with open(path, "rb", opener=open_regular) as file:
+        return decode_text(file.read(4 * LONGEST_TEXT), "replace")[:LONGEST_TEXT]
 
 
 def _described(item: Item, description: Description) -> Item:

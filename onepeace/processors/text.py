@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
-from onepeace.files.source import MAX_TEXT_BYTES, describe, read_bytes, scheme, suffix
+from onepeace.files.source import MAX_TEXT_BYTES, decode_text, describe, read_bytes, scheme, suffix
 from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
@@ -80,9 +80,11 @@ class TextProcessor(TextPieces, TextReader):
 def _text_in(path: os.PathLike) -> str:
     """The content of a text file; `UserError` if it is not text, or larger than MAX_TEXT_BYTES."""
     try:
-        text = read_bytes(path, max_bytes=MAX_TEXT_BYTES).decode("utf-8-sig")
+        text = decode_text(read_bytes(path, max_bytes=MAX_TEXT_BYTES))
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text (byte {error.start})", where=describe(path)) from error
+        raise UserError(
+            f"not UTF-8 text, nor UTF-16 with a byte order mark (byte {error.start})", where=describe(path)
+        ) from error
     if not text.strip():
         raise UserError("holds no text", where=describe(path))
     if "\0" in text:

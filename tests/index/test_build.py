@@ -53,6 +53,17 @@ def test_headers_of_files_are_kept(build, index, tmp_path, samples):
     assert items["sound.wav"].date == pytest.approx(path.stat().st_mtime, abs=1e-6)  # two ways to round
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_in_an_encoding_that_says_what_it_is(build, index, model, tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("a wörd", encoding=encoding)
+
+    build(tmp_path / "a.txt")
+
+    (file,) = content(index).values()
+    assert file.fields["words"].text == "a wörd"
+    np.testing.assert_allclose(file.vectors, model.encode_text(["a wörd"]), atol=1e-5)
+
+
 def test_silence_is_noted_of_the_sound_that_is_silent(build, index, tmp_path):
     """The five sounds of a shard have the same length, and none has a path."""
     rng = np.random.default_rng(0)

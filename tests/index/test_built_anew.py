@@ -40,7 +40,7 @@ def scores(opened):
 def test_index_is_as_a_new_one(build_anew, update, check_as_new, words, index, new_model):
     (words / "5.txt").unlink()
     (words / "new.txt").write_text("new words")
-    with pytest.raises(UserError, match="5.txt: missing .* onepeace index update"):
+    with pytest.raises(UserError, match=r"5\.txt: missing .* onepeace index update"):
         build_anew()
     update()
 

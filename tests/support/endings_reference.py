@@ -23,7 +23,8 @@ itself may have any ending, if its first bytes tell a picture, sound or video. O
 | video (extra `media`) | {videos} |
 | text | {texts} |
 
-Texts are UTF-8, at most 1 MiB, and read as they are: no mark-up is taken out. Of a video, pictures and sound are read.
+Texts are UTF-8 (or UTF-16 with a byte order mark, as Windows writes it), at most 1 MiB, and read as they are: no
+mark-up is taken out. Of a video, pictures and sound are read.
 HEIC, AAC, M4A and WMA need the extra `media`. Tables (.csv, .tsv, .jsonl) and shards (.tar, .tar.gz) are read where
 they are named, not in folders.
 """
