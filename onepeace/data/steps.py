@@ -149,12 +149,12 @@ class Steps:
             if times > 1:
                 remedy = f"; once needs batches: mixed, and data.lanes a multiple of {reader.machines} up to the shards"
             log.info(
-                "%s: %d machines x %d lanes: each of %d shards is fetched %.3g times an epoch%s",
+                "%s: each of %d shards is fetched %.3g times an epoch (machines: %d, lanes: %d)%s",
                 name,
-                reader.machines,
-                reader.num_lanes,
                 len(addresses),
                 times,
+                reader.machines,
+                reader.num_lanes,
                 remedy,
             )
 

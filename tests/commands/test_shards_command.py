@@ -78,13 +78,6 @@ def test_csv_comes_back_from_the_reader(home, out, shards, read):
     assert cat.label is None
 
 
-def test_equal_input_in_another_folder_gives_equal_bytes(home, out, shards, run, tmp_path):
-    shards("t.csv", "image,text\nimages/dog.jpg,a dog\n")
-    home.rename(tmp_path / "elsewhere")
-    run("shards", tmp_path / "elsewhere/t.csv", "-o", tmp_path / "out2/set")
-    assert (tmp_path / "out2/set-00000.tar").read_bytes() == (out / "set-00000.tar").read_bytes()
-
-
 def test_jsonl_has_lists_of_captions_and_numbers_as_labels(shards, read):
     dog = {"audio": "sounds/dog.ogg", "captions": ["a dog", "barking  loud"]}
     cat = {"audio": "sounds/cat.ogg", "label": 3}

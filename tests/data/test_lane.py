@@ -120,15 +120,6 @@ def test_window_is_shuffled_as_a_whole(tmp_path):
             assert len(first_letters(run)) == 2
 
 
-def test_windows_are_released(tmp_path):
-    write_shards(tmp_path, [20] * 4)
-    lane = make_lane(tmp_path, buffer=40)
-    keys(lane, 80)
-    assert len(lane.windows) == 2
-    lane.release(79)
-    assert len(lane.windows) == 1
-
-
 def test_runs_are_of_one_source_in_every_window(two_sources):
     lane = make_lane(two_sources, ["a/*.tar", "b/*.tar"], buffer=40, run=5)
     sources = set()

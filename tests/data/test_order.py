@@ -27,14 +27,6 @@ def test_items_come_as_often_as_their_weight_says(sources, seed):
         assert abs(counts_of_source.sum() - weight * size) < 1
 
 
-def test_items_of_a_small_weight_come_at_times():
-    num_drawn = 0
-    for seed in range(1000):
-        rng = np.random.default_rng(seed)
-        num_drawn += len(draw_order([3], [0.1], run=1, rng=rng))
-    assert 250 < num_drawn < 350
-
-
 @pytest.mark.parametrize(
     ("batch_size", "shards", "machines", "lanes", "times"),
     [

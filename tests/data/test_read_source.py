@@ -39,11 +39,6 @@ def test_keys_choose_a_part_of_a_source(root):
         read_source("pictures-*", PAIR, root, keys="q*")
 
 
-def test_samples_of_other_keys_are_not_looked_at(tmp_path, caplog):
-    read(tmp_path, {**pictures(2), "q0.png": b"broken", "q0.json": b"{"}, keys="p*")
-    assert "broken" not in caplog.text
-
-
 def test_missing_shards_are_named(root, monkeypatch):
     with pytest.raises(UserError, match=r"no shard matches .*nothing-\*"):
         expand("nothing-*", root)

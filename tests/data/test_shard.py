@@ -12,7 +12,7 @@ from support.server import Requests, serving
 from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
-from onepeace.data.shard import CacheFailure, UnreadableShard, content_of, fetch_ahead, index_tar, open_shard
+from onepeace.data.shard import CacheFailure, UnreadableShard, content_of, fetch_ahead, open_shard
 from onepeace.data.source import expand
 from onepeace.errors import UserError
 
@@ -89,15 +89,6 @@ def test_tar_that_is_not_whole_is_no_shard(tmp_path, alter, told):
         open_shard(str(path))
 
 
-def test_compressed_shard_that_is_not_whole_is_no_shard(tmp_path, cached):
-    path = Path(write(tmp_path / "a.tar.gz", ["x", "y"]))
-    assert keys(cached(path)) == ["x", "y"]
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(UnreadableShard, match=r"a\.tar\.gz: .*ended before the end"):
-        cached(path)
-    assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == 1
-
-
 def test_member_that_comes_twice_is_named(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.png", b"1"), ("x.png", b"2")])
     with pytest.raises(UnreadableShard, match=r"a\.tar: x\.png: duplicate"):
@@ -113,41 +104,6 @@ def test_pipe_and_folder_are_no_shards(tmp_path, make):
 
 
 # The index
-
-
-class Counted:
-    """A file that counts the bytes that are read of it."""
-
-    def __init__(self, file):
-        self.file = file
-        self.bytes_read = 0
-
-    def read(self, size=-1):
-        data = self.file.read(size)
-        self.bytes_read += len(data)
-        return data
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def test_index_reads_headers_alone(tmp_path, monkeypatch):
-    write(tmp_path / "a.tar", [f"k{i}" for i in range(10)], size=100_000)
-    opened = []
-
-    def open_counted(*arguments, **options):
-        opened.append(Counted(open(*arguments, **options)))
-        return opened[-1]
-
-    monkeypatch.setattr(shard_module, "open", open_counted, raising=False)
-    assert len(index_tar(tmp_path / "a.tar")["layout_of"]) == 10
-    assert opened[0].bytes_read < 40_000  # headers of 20 members, padding, and the end of the tar
 
 
 def test_index_finds_the_members_of_a_key(tmp_path, cached):
@@ -304,6 +260,7 @@ def test_server_that_fails_once_changes_nothing(served, cached, kind, name):
     [
         ("500", 3, "the server answered 500 Internal Server Error"),
         ("403", 1, "the server answered 403 Forbidden"),
+        ("404", 1, "not found"),
         ("cut", 3, "not enough data|payload"),
         ("half", 3, "is cut short"),
         ("unsized", 3, "is cut short"),
@@ -325,13 +282,6 @@ def test_server_that_always_fails_is_named_and_nothing_is_kept(
     assert "secret" not in str(caught.value)
     assert requests.counts.total() == attempts
     assert {path.suffix for path in (tmp_path / "cache/shards").iterdir()} == {".lock"}
-
-
-def test_shard_that_is_missing_on_the_server_is_named(served, cached):
-    _, address, requests = served
-    with pytest.raises(UnreadableShard, match=r"none\.tar: not found"):
-        cached(f"{address}/none.tar")
-    assert requests.counts.total() == 1
 
 
 def test_shards_are_fetched_ahead_and_requested_once(served, cached):

@@ -14,7 +14,7 @@ from onepeace.data.source import read_source
 from onepeace.datasets import arrow
 from onepeace.datasets.layout import Skipped
 from onepeace.datasets.pairs import from_source
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UserError
 from onepeace.finetune.own_data import read_own_data
 
 pa = pytest.importorskip("pyarrow")
@@ -212,62 +212,7 @@ def test_damaged_row_group_is_one_line(parquet_of):
     assert captions_of(records) == [f"a {name} square" for name in undamaged]
 
 
-def test_stream_that_is_cut_off_ends_there(tmp_path):
-    path = tmp_path / "data.arrow"
-    table = pa.Table.from_pylist(captioned_rows(4))
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=2)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-    *records, skipped = from_source(path)
-
-    assert captions_of(records) == ["a red square", "a green square"]
-    assert skipped.where == f"{path} row 3"
-    assert "all that follow" in skipped.reason
-
-
-def test_file_that_is_cut_off_is_named(parquet_of, shards):
-    source = parquet_of(captioned_rows(8))
-    source.write_bytes(source.read_bytes()[:-20])
-    assert shards(source, code=1).startswith(f"onepeace: {source}: ")
-
-
-def test_source_without_rows_is_refused(tmp_path):
-    schema = pa.schema({"image": pa.binary(), "text": pa.string()})
-    parquet.write_table(schema.empty_table(), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="no rows"):
-        list(from_source(tmp_path / "t.parquet"))
-
-
-def test_saved_data_set_without_files_is_refused(tmp_path):
-    (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="_data_files"):
-        list(from_source(tmp_path))
-
-
 # ------------------------------------------------------------------ what is read
-
-
-def test_rows_are_read_in_batches(parquet_of, monkeypatch):
-    """A row group may be larger than the memory."""
-    batch_sizes = []
-    iter_batches = parquet.ParquetFile.iter_batches
-
-    def counted(*arguments, **options):
-        for batch in iter_batches(*arguments, **options):
-            batch_sizes.append(batch.num_rows)
-            yield batch
-
-    monkeypatch.setattr(arrow, "BATCH_ROWS", 3)
-    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
-    assert len(list(from_source(parquet_of(captioned_rows(8))))) == 8
-    assert batch_sizes == [3, 3, 2]
-
-
-def test_other_columns_are_not_read(parquet_of):
-    source = parquet_of([{"vector": [0.0] * 100, "text": "red", "image": "red.png"}])
-    (row,) = arrow.read_arrow(source, lambda names: names[1:])
-    assert list(row.cells) == ["text", "image"]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -302,17 +247,6 @@ def test_wrong_names_are_refused(parquet_of, options, word):
     source = parquet_of(captioned_rows(1))
     with pytest.raises(UserError, match=word):
         list(from_source(source, **options))
-
-
-@pytest.mark.parametrize("options", [{"columns": {"image": "img"}}, {"split": "train"}])
-def test_options_without_effect_on_a_folder_are_refused(samples, options):
-    with pytest.raises(UsageError, match="leave out"):
-        from_source(samples, **options)
-
-
-def test_split_of_a_layout_is_refused(tmp_path):
-    folder = str(tmp_path)
-    assert main(["shards", "--layout", "coco", folder, "-o", folder, "--split", "train"]) == 2
 
 
 # ------------------------------------------------------------------ data sets with splits and classes

@@ -67,28 +67,18 @@ def test_recipes_name_the_shards_that_layouts_write(recipe):
 
 
 BROKEN_TABLES = [
-    ("tiny_imagenet", "tiny-imagenet-200/words.txt", "\nn01443537\t \n", ":2: "),
     ("tiny_imagenet", "tiny-imagenet-200/val/val_annotations.txt", "\nval_0.JPEG\n", ":2: "),
     ("flickr8k", "text/Flickr8k.token.txt", "train_a.jpg#0\tfine\n\ntrain_a.jpg no tab\n", ":3: "),
-    ("flickr30k", "dataset_flickr30k.json", "[]", ": has no list of images"),
     ("coco", "annotations/captions_val2017.json", '{"annotations": [\n{"image_id": 9}]}', ": annotations, entry 1: "),
-    ("coco", "annotations/captions_val2017.json", '{"annotations": [\n{"image_id": }]}', ":2: not JSON"),
     ("audiocaps", "dataset/test.csv", "audiocap_id,youtube_id,start_time,caption\n\n1,Abcdefghijk,x,a dog\n", ":3: "),
-    ("audiocaps", "dataset/test.csv", "audiocap_id,youtube_id,start_time,caption\n1,Abcdefghijk,30\n", ":2: 3 cells"),
-    ("clotho", "clotho_captions_development.csv", "name,text\na.wav,1\n", ":2: no file_name"),
     ("fsd50k", "FSD50K.ground_truth/eval.csv", "fname,labels\n37199,Cat\n", ":2: label 'Cat'"),
     ("vggsound", "vggsound.csv", "---g-f_I2yQ,1,people marching,val\n", ":1: the split is 'val'"),
-    ("vqav2", "v2_mscoco_train2014_annotations.json", {"annotations": [{"answers": 3}]}, ": annotations, entry 1: "),
     ("nlvr2", "data/dev.json", '\n{"a": \n', ":2: not JSON"),
     ("nlvr2", "data/dev.json", '\n{"identifier": "dev-1-0-0", "label": "Yes", "sentence": "x"}\n', ":2: expected"),
-    ("snli_ve", "snli_ve_dev.jsonl", '{"pairID": "9.jpg#0", "gold_label": "-"}\n', ":1: expected pairID"),
     ("refcoco", "refcoco/refs(unc).p", b"nothing", ": not a readable"),
     ("refcoco", "refcoco/refs(unc).p", pickle.dumps([{"ann_id": 1}]), ": list, entry 1: expected ref_id, split, "),
-    ("coco_detection", "annotations/instances_val2017.json", {"images": [{"id": 1}]}, ": images, entry 1: expected id"),
     ("ade20k", "ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n1\twall\n3\tsky\n", ":3: expected class 2"),
-    ("avqa", "val_qa.json", [{"id": 1}], ": list, entry 1: expected id, video_name"),
     ("sound_events", "val.csv", "filename,onset,offset,event_label\na.wav,nan,1,dog\n", ":2: expected a number"),
-    ("sound_events", "val.csv", "filename,onset,offset\na.wav,0,1\n", ":2: no column event_label"),
 ]
 
 
@@ -235,7 +225,3 @@ def test_samples_have_a_caption_and_a_licence_and_a_name_that_tells_nothing():
     files = [*FOLDER.rglob("*.jpg"), *FOLDER.rglob("*.ogg")]
     assert len(files) == 37
     assert sorted(listed) == sorted(path.relative_to(FOLDER).as_posix() for path in files)
-
-
-def test_samples_are_small():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) <= 4_000_000

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support.downloads import picture
 
-from onepeace.cli import main
 from onepeace.datasets.layout import HeldOut, Record, Split, option, skipped
 from onepeace.datasets.media import Photographs
 from onepeace.errors import UserError
@@ -70,8 +69,3 @@ def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, layout):
     assert dog.targets == {"label": "dog", "age": 0}
     assert dog.inputs["image"].startswith(b"RIFF")
     assert set(shards.samples("val/pets/*.tar")) == {"pets_dog_2", "pets_parrot_2"}
-
-
-def test_new_layout_has_its_help(layout, capsys):
-    assert main(["shards", "--layout", str(layout), "--help"]) == 0
-    assert "val=0 " in capsys.readouterr().out
