@@ -49,7 +49,7 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config"}
 
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
-    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark", "sentence_transformers", "peft"),
+    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "sentence_transformers", "peft"),
     *("pathspec", "filelock", "faiss"),
 }
 """Imported inside the function that uses them, never at the top of a module."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
-For public test sets, `onepeace shards --layout NAME` creates shards from a download; onepeace.plugins runs mteb and
-CLIP_benchmark. To evaluate on your own classes, use `onepeace finetune FOLDER`. Ties count against the model. The 95 %
-intervals are bootstrapped over queries.
+For public test sets, `onepeace shards --layout NAME` creates shards from a download; onepeace.plugins.mteb runs
+mteb. To evaluate on your own classes, use `onepeace finetune FOLDER`. Ties count against the model. The 95 % intervals
+are bootstrapped over queries.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards

@@ -28,9 +28,8 @@ from timm.layers import global_pool_nlc, to_2tuple
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from onepeace.config import Config, ModelConfig, to_plain
+from onepeace.config import Config, to_plain
 from onepeace.errors import UserError, expect
-from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
 from onepeace.hub.folder import parse_config, read_config
@@ -49,7 +48,7 @@ class ImageBranch(nn.Module):
     """Image encoder with timm's interface.
 
     A classifier is one linear layer on pooled tokens. Pooled tokens are normalised once more (``fc_norm``) where the
-    encoder has no final norm, as in the released vision branch, or where the model's own classifier does so.
+    encoder has no final norm, as in the released vision branch.
 
     Args:
         config: model configuration; only the image branch is built.
@@ -79,7 +78,7 @@ class ImageBranch(nn.Module):
         super().__init__()
         if in_chans != 3:
             raise UserError(f"in_chans is {in_chans}; pictures have 3 channels: repeat a grey one three times")
-        has_fc_norm = own_classes(config.model) > 0 or not config.model.has_final_norm(KEY)
+        has_fc_norm = not config.model.has_final_norm(KEY)
         config = keep_modalities(config, [KEY], "timm")
         if img_size is not None:
             config = with_image_size(config, img_size)
@@ -110,12 +109,6 @@ class ImageBranch(nn.Module):
             if state[name].shape != target.shape:  # a table of relative positions, of another img_size
                 state[name] = resize(state[name], tuple(target.shape))
         self.trunk.load_state_dict({name: state[name] for name in self.trunk.state_dict()})
-        num_classes = own_classes(encoder.config)
-        if num_classes > 0:
-            classifier = expect(encoder.heads["classifier"], Classifier)
-            self.fc_norm.load_state_dict(classifier.norm.state_dict())
-            if num_classes == self.num_classes:
-                self.head.load_state_dict(classifier.out.state_dict())
 
     def no_weight_decay(self) -> set[str]:
         return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
@@ -236,18 +229,6 @@ def with_image_size(config: Config, img_size: int | Sequence[int]) -> Config:
     )
 
 
-def own_classes(model: ModelConfig) -> int:
-    """Number of classes of the model's classifier if it has timm's form (mean, norm, linear layer), else 0."""
-    head = model.heads.get("classifier", {})
-    reads_one_image = head.get("on") == KEY and head.get("inputs", 1) == 1
-    if len(model.adapters) > 1 or not reads_one_image:
-        return 0
-    is_linear = not head.get("hidden_ratio", 2) and not head.get("pooler", False)
-    if head.get("pool") != "mean" or not is_linear:
-        return 0
-    return head["num_classes"]
-
-
 def _create(
     name: str,
     pretrained: bool,
@@ -287,7 +268,7 @@ def _create(
 
 
 def data_config(config: Config) -> dict[str, Any]:
-    """Settings that make `timm.data.create_transform` equal our processor, and settings of the classifier."""
+    """Settings that make `timm.data.create_transform` equal our processor, and those of a model without classifier."""
     with torch.device("cpu"):  # also while a model is built on the meta device
         processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
@@ -297,7 +278,7 @@ def data_config(config: Config) -> dict[str, Any]:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "squash" if processor.resize == "squash" else "center",
-        "num_classes": own_classes(config.model),
+        "num_classes": 0,
         "classifier": "head",
     }
 

@@ -28,7 +28,7 @@ from onepeace.serve.requests import (
     Number,
     SearchRequest,
 )
-from onepeace.serve.responses import AsciiJSON, answer_errors, file_response, thumbnail_response
+from onepeace.serve.responses import FILE_HEADERS, AsciiJSON, answer_errors, file_response
 from onepeace.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -153,7 +153,8 @@ def _add_files(app: FastAPI, service: Service) -> None:
         side = media.LARGE if large else media.THUMBNAIL
 
         def make() -> Response:
-            return thumbnail_response(media.thumbnail(service.item(id_), service.roots, side, at))
+            body = media.thumbnail(service.item(id_), service.roots, side, at)
+            return Response(body.read(), headers=FILE_HEADERS, media_type=body.type)
 
         return await drawing(make)
 

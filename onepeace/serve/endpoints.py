@@ -118,7 +118,7 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
 
 def _kinds(request: FilterRequest) -> list[str]:
     try:
-        return [kind_of(kind) for kind in as_list(request.only)]
+        return [kind_of(kind) for kind in request.only]
     except UserError as error:
         raise Refused(422, f"only: {error}") from error
 
@@ -130,9 +130,9 @@ def _query(service: Service, request: SearchRequest) -> Query:
     decoder = service.decoder()
     return Query(
         text=[decoder.text(text, "text") for text in filled(request.text)],
-        image=[decoder.decode("image", data, "image") for data in as_list(request.image)],
-        audio=[decoder.decode("audio", data, "audio") for data in as_list(request.audio)],
-        like=[service.item(key).path for key in as_list(request.like)],
+        image=[decoder.decode("image", data, "image") for data in request.image],
+        audio=[decoder.decode("audio", data, "audio") for data in request.audio],
+        like=[service.item(key).path for key in request.like],
         without=[decoder.text(text, "without") for text in filled(request.without)],
         weights={str(name): weight for name, weight in request.weights.items()},
     )

@@ -5,7 +5,6 @@ user is escaped, and no script may run.
 """
 
 import base64
-import mimetypes
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +14,10 @@ import jinja2
 
 from onepeace.errors import UsageError, UserError, printable
 from onepeace.files.atomic import write_text_atomic
-from onepeace.files.source import read_bytes, suffix
+from onepeace.files.source import suffix
 from onepeace.index import Hit, Item, Query, Results
-from onepeace.index.content import content
-from onepeace.index.items import name_and_place
+from onepeace.index.items import name_and_place, shard_of
 from onepeace.serve import media
-from onepeace.serve.media import VIDEO_TYPES
 
 FOLDER = Path(__file__).parent
 MARK = b'<meta name="generator" content="onepeace search">'
@@ -114,10 +111,11 @@ def _card(hit: Hit, folder: Path, most_bytes: int) -> Card:
     card = Card(hit, name, place, _link_to(Path(item.path), folder))
     try:
         if item.modality == "text":
-            return card._replace(text=_excerpt(item))
+            text = media.body_of(item, {}).read().decode("utf-8-sig", "replace")
+            return card._replace(text=text.strip()[:EXCERPT])
         thumbnail = media.thumbnail(item, {}, at=hit.start or 0.0)
         card = card._replace(image=_data_uri(thumbnail.type, thumbnail.read()))
-        is_played = item.modality == "audio" or suffix(item.path) in VIDEO_TYPES
+        is_played = item.modality == "audio" or suffix(item.path) in media.VIDEO_TYPES
         source = _source(item, folder, most_bytes) if is_played else ""
     except (UserError, OSError):  # gone or changed since it was compared
         return card._replace(text=name)
@@ -127,25 +125,13 @@ def _card(hit: Hit, folder: Path, most_bytes: int) -> Card:
     return card._replace(player=item.modality, source=source + moment)
 
 
-def _excerpt(item: Item) -> str:
-    value = content(item, {})
-    if not isinstance(value, str):
-        value = read_bytes(value).decode("utf-8-sig", "replace")
-    return value.strip()[:EXCERPT]
-
-
 def _source(item: Item, folder: Path, most_bytes: int) -> str:
     """Address of a sound or video for a player; "" for a large sample of a shard, which no link leads to."""
-    value = content(item, {})
-    if isinstance(value, Path):
-        if value.stat().st_size > most_bytes:
-            return _link_to(value, folder)
-        value = read_bytes(value)
-    if isinstance(value, str) or len(value) > most_bytes:
-        return ""
-    ending = suffix(item.path)
-    media_type = VIDEO_TYPES.get(ending) or mimetypes.guess_type(f"_{ending}")[0] or "audio/wav"
-    return _data_uri(media_type, value)
+    if item.size > most_bytes and shard_of(item.path) is None:
+        return _link_to(Path(item.path), folder)
+    body = media.body_of(item, {})
+    data = body.read()
+    return "" if len(data) > most_bytes else _data_uri(body.type, data)
 
 
 def _data_uri(media_type: str, data: bytes) -> str:

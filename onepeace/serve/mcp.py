@@ -7,12 +7,10 @@ as the tool's result, in one line for the model to read.
 
 import functools
 import inspect
-import io
 import json
 import logging
 import os
 import re
-import sys
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,7 +18,6 @@ from typing import Any, Literal
 import anyio
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.server.stdio import stdio_server
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
 from pydantic import ValidationError
 
@@ -32,7 +29,7 @@ from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.filters import FIELDS, short_forms
 from onepeace.index.items import without_surrogates
 from onepeace.serve import media
-from onepeace.serve.requests import TOP, Refused, first_error
+from onepeace.serve.requests import FILTER_CHARACTERS, TOP, Refused, first_error
 from onepeace.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -50,11 +47,6 @@ CAPTION = 300
 ABOUT = """\
 Semantic search over an index of {count} pictures, sounds, texts and videos on the user's computer. Refer to files \
 by the paths that search returns; no other file can be read."""
-ESCAPE = re.compile(
-    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-"""JSON escapes: a backslash, a surrogate pair, and a lone surrogate, which parsers reject."""
-
 Kind = Literal["image", "audio", "text", "video"]
 
 
@@ -65,29 +57,8 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
         generator: name of a generative model; adds the tools for captions, answers and boxes.
         thumbnails: send thumbnails with the hits.
     """
-    server = create_server(Service(index, generator), thumbnails=thumbnails)
-
-    async def serve() -> None:
-        stdin = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))
-        async with stdio_server(stdin) as (read, write):
-            lowlevel = server._lowlevel_server
-            await lowlevel.run(read, write, lowlevel.create_initialization_options())
-
-    anyio.run(serve)
+    anyio.run(create_server(Service(index, generator), thumbnails=thumbnails).run_stdio_async)
     return 0
-
-
-class _Lines(io.TextIOWrapper):
-    """Lines of JSON with lone surrogates replaced: the SDK drops a line that contains one, and never answers it."""
-
-    def readline(self, size: int = -1) -> str:  # type: ignore[override]
-        return ESCAPE.sub(_without_lone_surrogate, super().readline(size))
-
-
-def _without_lone_surrogate(escape: re.Match[str]) -> str:
-    if escape[1] is not None:
-        return r"\ufffd"
-    return escape[0]
 
 
 class _Server(MCPServer[Any]):
@@ -216,7 +187,7 @@ class Tools:
     def _condition(self, **filters: str | None) -> str | None:
         """Short filters as one condition, see `short_forms`."""
         for name, value in filters.items():
-            self._check_length(value or "", name, self.service.limits.filter_characters)
+            self._check_length(value or "", name, FILTER_CHARACTERS)
         return short_forms(**{name: value or None for name, value in filters.items()})
 
     def items(self, paths: list[str]) -> list[Item]:

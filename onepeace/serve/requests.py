@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
@@ -43,7 +43,18 @@ LAST_LETTER = "\U0010ffff"
 """Comes after all that may follow a prefix of a path."""
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
-Where = Annotated[str, Field(max_length=1000)]
+FILTER_CHARACTERS = 1000
+"""Maximum characters of a condition or a pattern."""
+Where = Annotated[str, Field(max_length=FILTER_CHARACTERS)]
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value itself if it is a list, else a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
+Texts = Annotated[list[StrictStr], BeforeValidator(as_list)]
+"""A text, or a list of texts."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,6 @@ class Limits:
     labels: int = 200
     label_characters: int = 16_384
     """Characters of all labels."""
-    filter_characters: int = 1000
-    """Characters of a condition, a date or a pattern."""
 
     @property
     def body(self) -> int:
@@ -112,13 +121,13 @@ class ClassifyRequest(Parts):
 class FilterRequest(Fields):
     """Filters of the files of the index; a file passes all of them."""
 
-    only: StrictStr | list[StrictStr] = Field([], description="image, audio, text or video; also pictures, sounds, ...")
-    where: Where | Annotated[list[Where], Field(max_length=30)] | None = Field(
-        None, description="duration < 5 or width >= 1000 and 'dog' in caption; of a list, all conditions hold"
+    only: Texts = Field([], description="image, audio, text or video; also pictures, sounds, ...")
+    where: Annotated[list[Where], Field(max_length=30), BeforeValidator(as_list)] = Field(
+        [], description="duration < 5 or width >= 1000 and 'dog' in caption; of a list, all conditions hold"
     )
     after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
     before: str | None = Field(None, max_length=100)
-    path: str | None = Field(None, max_length=1000, description="holidays/**/*.jpg")
+    path: Where | None = Field(None, description="holidays/**/*.jpg")
     below: str | None = Field(
         None, max_length=4096, description="whole path of a folder, shard or table that files lie in"
     )
@@ -129,11 +138,9 @@ class FilterRequest(Fields):
         Raises:
             UsageError: one of them cannot be parsed.
         """
-        conditions = as_list(self.where or [])
-        for condition in conditions:
+        for condition in self.where:
             compile_condition(condition)  # alone first, so that errors name columns of the user's text
-        if self.below:
-            conditions = [*conditions, _inside(self.below)]
+        conditions = [*self.where, _inside(self.below)] if self.below else self.where
         where = " and ".join(f"({condition}\n)" for condition in conditions) or None
         return short_forms(where, self.after, self.before, self.path)
 
@@ -144,11 +151,13 @@ class SearchRequest(FilterRequest):
     DATA is base64 or a data: URI.
     """
 
-    text: StrictStr | list[StrictStr] = Field([], description="words, or a list of texts")
-    image: StrictStr | list[StrictStr] = Field([], description="DATA, or a list of it")
-    audio: StrictStr | list[StrictStr] = Field([], description="DATA, or a list of it")
-    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
-    without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
+    text: Texts = Field([], description="words, or a list of texts")
+    image: Texts = Field([], description="DATA, or a list of it")
+    audio: Texts = Field([], description="DATA, or a list of it")
+    like: Annotated[list[Number | str], BeforeValidator(as_list)] = Field(
+        [], description="numbers or paths of files of the index"
+    )
+    without: Texts = Field([], description="texts to move away from")
     weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
     top: int = Field(10, ge=1, le=TOP)
     offset: int = Field(0, ge=0, le=10_000)
@@ -159,8 +168,8 @@ class SearchRequest(FilterRequest):
 
     def num_parts(self) -> int:
         """Number of things to search for; empty texts do not count."""
-        texts = filled(self.text) + filled(self.without)
-        return len(texts) + len(as_list(self.image)) + len(as_list(self.audio)) + len(as_list(self.like))
+        texts = filled([*self.text, *self.without])
+        return len(texts) + len(self.image) + len(self.audio) + len(self.like)
 
 
 class EmbeddingsRequest(BaseModel):
@@ -193,14 +202,9 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
     return contents
 
 
-def as_list(value: Any) -> list[Any]:
-    """The value itself if it is a list, else a list of it."""
-    return value if isinstance(value, list) else [value]
-
-
-def filled(value: str | list[str]) -> list[str]:
+def filled(texts: Sequence[str]) -> list[str]:
     """The texts of a field that are not empty."""
-    return [text for text in as_list(value) if text]
+    return [text for text in texts if text]
 
 
 def first_error(errors: Sequence[Any], skipped: int) -> str:

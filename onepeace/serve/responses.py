@@ -76,11 +76,6 @@ def file_response(body: media.Body) -> Response:
         return FileResponse(content.name, headers=headers, media_type=body.type)
 
 
-def thumbnail_response(body: media.Body) -> Response:
-    """Response with a small picture."""
-    return Response(body.read(), headers=FILE_HEADERS, media_type=body.type)
-
-
 def error_response(status: int, message: str) -> Response:
     """Response with an error in one line."""
     return AsciiJSON({"error": {"message": message}}, status)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from onepeace.index.items import as_text
 from onepeace.serve import browse, media
 from onepeace.serve.requests import Decoder, Limits, Refused
 
-TIMELINES = 64
-"""Number of filters whose counts of files are kept until the index changes."""
+KEPT = 64
+"""Number of results that are kept until the index changes, such as the counts of files that pass some filters."""
 GENERATOR = "onepeace.generative.serving.SharedGenerator"
 """Class of the generative model that a server may have."""
 CHUNK = 16
@@ -42,10 +42,7 @@ class Service:
         self._lock = threading.Lock()  # SQLite and the model serve one thread at a time
         self.roots = index.roots()
         """Roots of the index, see `Index.roots`."""
-        self._points: dict[str, Any] | None = None
-        self._values: dict[str, Any] | None = None
-        self._timeline = lru_cache(TIMELINES)(partial(browse.timeline, index))
-        self._kinds = lru_cache(TIMELINES)(partial(browse.kinds, index))
+        self._kept = lru_cache(KEPT)(lambda function, *arguments: function(index, *arguments))
 
     @property
     def model(self) -> str:
@@ -100,7 +97,7 @@ class Service:
     def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
         """Numbers of files that pass the filters, by time, see `browse.timeline`; by kind also of the other kinds."""
         with self._current():
-            return {**self._timeline(with_kinds(where, only)), "kinds": self._kinds(where)}
+            return {**self._kept(browse.timeline, with_kinds(where, only)), "kinds": self._kept(browse.kinds, where)}
 
     def names(self, words: str) -> dict[str, Any]:
         """Files and folders whose names contain a text, see `browse.names`."""
@@ -108,11 +105,9 @@ class Service:
             return browse.names(index, words)
 
     def values(self) -> dict[str, Any]:
-        """The most frequent values of the files' tags, see `browse.values`; listed again when the index has changed."""
-        with self._current() as index:
-            if self._values is None:
-                self._values = browse.values(index)
-            return self._values
+        """The most frequent values of the files' tags, see `browse.values`."""
+        with self._current():
+            return self._kept(browse.values)
 
     def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
@@ -171,11 +166,9 @@ class Service:
         return {item.modality: NamedBytes(data, item.path)}
 
     def points(self) -> dict[str, Any]:
-        """The files as 2-D points, see `browse.points`; recomputed when the index has changed."""
-        with self._current() as index:
-            if self._points is None:
-                self._points = browse.points(index)
-            return self._points
+        """The files as 2-D points, see `browse.points`."""
+        with self._current():
+            return self._kept(browse.points)
 
     @contextmanager
     def _current(self) -> Iterator[Index]:
@@ -183,10 +176,7 @@ class Service:
         with self._lock, self._index.reading() as has_changed:
             if has_changed:
                 self.roots = self._index.roots()
-                self._points = None
-                self._values = None
-                self._timeline.cache_clear()
-                self._kinds.cache_clear()
+                self._kept.cache_clear()
             yield self._index
 
 

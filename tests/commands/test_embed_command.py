@@ -50,15 +50,6 @@ def test_vectors_are_those_of_an_index(columns, indexed):
         assert set(columns["kinds"][rows].tolist()) == {about["modality"]}
 
 
-def test_times_are_those_of_an_index(columns, indexed, folder):
-    about, _ = indexed[str(folder / "long.wav")]
-    spans = about["spans"]
-    assert len(spans) > 5
-    of_sound = columns["modalities"] == "audio"
-    assert columns["starts"][of_sound].tolist() == [span.start for span in spans]
-    assert columns["ends"][of_sound].tolist() == [span.end for span in spans]
-
-
 def test_texts_come_first_and_are_read_as_they_are_needed(tmp_path, run_model, monkeypatch, model):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(export, "ROW_GROUP", 2)

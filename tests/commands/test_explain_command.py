@@ -27,13 +27,6 @@ def test_json_of_a_picture(run_model, model, dog):
     assert answer["similarity"] == pytest.approx(expected.similarity, abs=1e-5)
 
 
-def test_json_of_a_sound(run_model, model, bark):
-    answer = json.loads(run_model("explain", bark, "--text", "a dog", "--json").out)
-    expected = model.explain({"audio": bark}, "a dog")
-    assert np.allclose(answer["values"], expected.values, atol=1e-5)
-    assert np.allclose(answer["seconds"], expected.positions, atol=1e-3)
-
-
 def test_table_says_where_the_peak_is(run_model, model, dog, bark):
     header, picture, sound = run_model("explain", dog, bark, "a dog").out.splitlines()
     assert header.split() == ["similarity", "best", "at", "path"]

@@ -28,7 +28,3 @@ def test_unknown_modality_is_named(export, random_folder):
 def test_missing_package_is_named_with_its_extra(export, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export() == 'onepeace: needs onnxruntime: pip install "onepeace[onnx]"'
-
-
-def test_unknown_form_has_a_nearest_name(export):
-    assert "did you mean int8?" in export("--form", "int9", code=2)

@@ -4,11 +4,8 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from support.random_model import save_random_model
-
-from onepeace.index.cache import indexes_folder
 
 
 @pytest.fixture
@@ -120,12 +117,6 @@ def test_check_finds_damage_and_force_builds_again(run_index, built, folder):
     assert "vectors: 4" in run_index("check", built)[0]
 
 
-def test_export_writes_the_vectors(run_index, built, tmp_path):
-    run_index("export", built, "-o", tmp_path / "v.npz")
-    with np.load(tmp_path / "v.npz") as data:
-        assert data["vectors"].shape == (6, 16)
-
-
 def test_export_replaces_a_file_only_with_force(run_index, built, tmp_path):
     target = tmp_path / "v.npz"
     target.write_bytes(b"older")
@@ -179,8 +170,3 @@ def test_build_with_another_model_tells_what_it_loses(run_model, run_index, with
     run_index("update", with_missing_files)
     model = save_random_model(tmp_path / "other", depth=1)
     assert "11 removed" in run_model("index", "build", with_missing_files, model=model).err
-
-
-def test_cached_index_is_not_built_by_name(run_index):
-    _, (line,) = run_index("build", indexes_folder() / "tiny.index", code=2)
-    assert "a cached index stays with its model" in line

@@ -51,18 +51,6 @@ def bark(samples):
 # ------------------------------------------------------------------ queries
 
 
-def test_rank_raw_is_the_cosine(search, model):
-    hits, _ = search("--text", "words in no name", "--rank", "raw", "--top", "5", "--only", "pictures")
-    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
-    scores = [hit["score"] for hit in hits]
-    assert scores == sorted(scores, reverse=True)
-    assert hits[0]["match"] is None
-    picture = model.encode_image([hits[0]["path"]])
-    query = model.encode_text(["words in no name"])
-    expected = model.similarity(picture, query).item()
-    assert scores[0] == pytest.approx(expected, abs=2e-5)
-
-
 def test_weights_are_named_by_part(search, dog, bark):
     options = ("--audio", bark, "--top", "99", "--rank", "raw")
     hits, _ = search("--image", dog, *options, "--weights", "image=0,audio=2")
@@ -72,12 +60,6 @@ def test_weights_are_named_by_part(search, dog, bark):
     assert len(scores) > 10
     for path, score in scores.items():
         assert score == pytest.approx(scores_of_sound[path], abs=1e-4)
-
-
-@pytest.mark.parametrize(("words", "kinds"), [("Sounds", {"audio"}), ("pictures,sounds", {"audio", "image"})])
-def test_only_takes_the_words_of_people(search, words, kinds):
-    hits, _ = search("--text", "a", "--only", words, "--top", "99")
-    assert {hit["kind"] for hit in hits} == kinds
 
 
 def test_conditions_and_their_short_forms_are_met_together(search):
@@ -206,18 +188,6 @@ def test_table_escapes_names_that_a_terminal_cannot_show(random_folder, dog, cat
 
 
 # ------------------------------------------------------------------ folders without an index
-
-
-def test_broken_files_are_listed_and_the_others_found(mixed, run_model):
-    folder, real_files, broken_files = mixed
-    options = ("--text", "a dog", "--json", "--no-index", "--top", "99")
-    out, err = run_model("search", folder, *options, code=1)
-    paths = {json.loads(line)["path"] for line in out.splitlines()}
-    assert paths <= {str(path) for path in real_files}
-    for name, reason in broken_files.items():
-        escaped_path = str(folder / "broken" / name).replace("\n", "\\n")
-        (line,) = [line for line in err.splitlines() if f"  {escaped_path}: " in line]
-        assert reason in line
 
 
 @pytest.fixture

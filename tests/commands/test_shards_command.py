@@ -307,13 +307,6 @@ def test_writer_on_a_full_disk_leaves_the_older_shards(tmp_path):
     assert (tmp_path / "x-00000.tar").read_text() == "older"
 
 
-def test_writer_leaves_the_folder_of_another_that_still_writes(tmp_path):
-    with new_shards(tmp_path, "x") as writer:
-        write_samples(tmp_path, "y", "b")
-        writer.write("a", {"jpg": b"1"}, ["c"])
-    assert names(tmp_path) == ["x-00000.tar", "y-00000.tar"]
-
-
 REPLACE = """
 import os, sys
 from pathlib import Path

@@ -1,13 +1,11 @@
 """The search: every hypothesis of the original's, and what an answer must not depend on."""
 
-from dataclasses import dataclass
 from itertools import chain
 
 import pytest
 import torch
 from support.generative import golden_inputs, golden_json, golden_model
 
-from onepeace.errors import UserError
 from onepeace.generative.scoring import Trie
 from onepeace.generative.search import SearchOptions, search
 from onepeace.special_ids import BOS, EOS, PAD
@@ -84,60 +82,3 @@ def test_hypotheses_are_the_originals(name):
     for hypothesis, original in zip(hypotheses, expected, strict=True):
         assert hypothesis.score == pytest.approx(original["score"], abs=1e-4)
         assert hypothesis.token_scores == pytest.approx(original["token_scores"], abs=1e-4)
-
-
-@dataclass
-class FedTokens:
-    """A decoder's state that is nothing but what was fed."""
-
-    source: torch.Tensor
-    tokens: list[torch.Tensor]
-
-    def select(self, rows):
-        return FedTokens(self.source[rows], [column[rows] for column in self.tokens])
-
-
-def table_decoder(num_sources, vocab_size=7):
-    """A step whose logits depend on the source, the last two tokens and the length, and its state."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (num_sources, 8, vocab_size, vocab_size, vocab_size)
-    table = 2 * torch.randn(shape, generator=generator)
-
-    def step(tokens, state):
-        previous = state.tokens[-1] if state.tokens else torch.zeros_like(tokens)
-        logits = table[state.source, len(state.tokens), previous, tokens]
-        state.tokens.append(tokens)
-        return logits
-
-    return step, FedTokens(torch.arange(num_sources), [])
-
-
-def test_nothing_allowed_gives_nothing():
-    options = SearchOptions(beam=2)
-    assert search(*table_decoder(1), 1, options, allowed=lambda answer: [PAD]) == [[]]
-
-
-def test_blocked_repetition_lets_an_answer_end():
-    """The forced prefix may hold eos, as the source of a fine-tuned classifier does."""
-    options = SearchOptions(beam=2, max_len=2, no_repeat_ngram=1)
-    (hypotheses,) = search(*table_decoder(1), 1, options, prefixes=[[5, EOS]])
-
-    assert len(hypotheses) == 2
-    for hypothesis in hypotheses:
-        assert hypothesis.tokens[:2] == (5, EOS)
-        assert hypothesis.tokens[-1] == EOS
-        answer = hypothesis.tokens[2:-1]
-        assert len(set(answer) - {BOS, 5}) == len(answer)
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"beam": 0}, "beam"),
-        ({"min_len": 5, "max_len": 4}, "min_len"),
-        ({"temperature": 0.0}, "temperature"),
-    ],
-)
-def test_wrong_options_are_refused(options, name):
-    with pytest.raises(UserError, match=name):
-        SearchOptions(**options)

@@ -6,7 +6,6 @@ import pytest
 from support.evaluation import KnownEmbedder, described, means, values
 from support.small_shards import write_shard
 
-from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
 from onepeace.generative.captions import score_captions
 
@@ -30,7 +29,6 @@ TRAIN_PHOTOS = {
     "cat": ["the cat eats"],
     "acorn": ["an acorn"],
 }
-METRICS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 RECALL = ("photos", "caption to image R@1")
 
 
@@ -125,25 +123,6 @@ def test_encoder_can_be_another_model(measured, monkeypatch):
     assert values(rows)[RECALL] == 1
     assert writer.texts == []
     assert loads == [("models/other", ["image", "text"])]
-
-
-@pytest.mark.parametrize(
-    ("override", "word"),
-    [("train={modality: audio, shards: x.tar}", "audio"), ("at=[0]", r"\[0\]")],
-)
-def test_mistake_in_the_options_is_named(measured, override, word):
-    with pytest.raises(UserError, match=rf"sets\.photos.*{word}"):
-        measured(f"sets.photos.{override}")
-
-
-def test_model_that_writes_nothing_needs_train(measured):
-    with pytest.raises(UserError, match="train"):
-        measured()
-
-
-def test_writer_of_too_few_captions_is_an_error(measured):
-    with pytest.raises(ValueError, match="2 texts for 3 items"):
-        measured(embedder=Writer("a dog", "a cat"))
 
 
 def test_shipped_recipe_is_complete():

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.golden_ofa import OUTPUT, assert_near, golden, golden_ofa
-from support.random_model import save_random_model
-from support.training import CAPTION_HEAD, assert_resume_is_exact, series, terms
+from support.training import assert_resume_is_exact, series, terms
 
 import onepeace
 from onepeace.config import read_yaml
@@ -197,19 +196,6 @@ def test_folder_keeps_tasks_it_was_trained_for(writing):
 # Rewards
 
 
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory):
-    """A model folder with a caption head."""
-    folder = tmp_path_factory.mktemp("captioner") / "model"
-    return save_random_model(folder, ("text", "image"), heads={"caption": CAPTION_HEAD})
-
-
-def test_reward_of_captions_longer_than_head(writing, captioner):
-    objective = {"self_critical/image": self_critical(2, 48, head="caption")}
-    with pytest.raises(UserError, match=r"max_len is 48, .*max_len: 47"):
-        make_config(writing(start=captioner, objective=objective))
-
-
 def test_captions_become_what_is_rewarded(writing, tmp_path, monkeypatch):
     def length(self, texts, references):
         return [len(text) / 9 for text in texts]
@@ -238,11 +224,6 @@ def test_mask_words_masks_spans():
 
     assert max(counts) == 12  # 30 % of the words, but where spans lie over one another
     assert sum(counts) / len(counts) > 9
-
-
-def test_mask_words_of_short_text():
-    assert mask_words("word", 0.3) == "<mask>"
-    assert mask_words("", 0.3) == ""
 
 
 # Mistakes

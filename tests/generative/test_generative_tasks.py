@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.tasks import Task, read_tasks
+from onepeace.generative.tasks import read_tasks
 from onepeace.hub.folder import TASKS
 
 ITEM = {"text": "A red-hot  Bus", "premise": "Buses, twice", "box": "<bin_1><bin_2><bin_3><bin_4>"}
@@ -59,12 +58,6 @@ def test_task_of_a_file(tasks_file):
     assert task.labels == {"red": "red", "blue": "blue"}
 
 
-def test_written_tasks_are_read_again(tasks_file):
-    tasks = {"mine": Task("a {b}", answer="choice", image=None, choices=["x", "y"]), **read_tasks()}
-    write_config(tasks, tasks_file)
-    assert read_tasks(tasks_file) == tasks
-
-
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -84,9 +77,3 @@ def test_mistake_in_a_file_is_named(tasks_file, row, words):
     assert message.startswith(f"{tasks_file}: ")
     assert words in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(("item", "content"), [({}, "nothing"), ({"text": 3}, "int")])
-def test_item_without_the_text_of_a_prompt(item, content):
-    with pytest.raises(UserError, match=rf"\{{text\}}.* {content}"):
-        read_tasks()["ground"].source(item)

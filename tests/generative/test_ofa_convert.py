@@ -8,7 +8,6 @@ import torch
 from support.golden_ofa import FOLDER, OUTPUT, SIZES, assert_near, golden
 from support.hub_layouts import small_vocabulary, wrapper
 
-import onepeace
 from onepeace.errors import UserError
 from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.generative.convert import infer_config, to_ours
@@ -151,10 +150,3 @@ def test_misplaced_tensor_is_named(convert_ofa, tmp_path, name, tensor, words):
 def test_other_computation_is_refused(convert_ofa, switch, value):
     with pytest.raises(UserError, match=f"{switch} {value}"):
         convert_ofa(released(), **{switch: value})
-
-
-def test_generator_has_no_vectors(folder):
-    with pytest.raises(UserError, match=r"ofa.*onepeace\.load_generator"):
-        onepeace.load(folder)
-    with pytest.raises(UserError, match="ofa"):
-        weights.load_encoder(folder)

@@ -27,29 +27,6 @@ def test_known_differences_still_differ():
         assert " ".join(ptb_words(text)) != words, text
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "...",
-        "\n\t\xa0",
-        "\U0001f436",
-        "\xad",
-    ],
-)
-def test_text_without_words_is_read_to_its_end(text):
-    assert ptb_words(text) == []
-
-
-def test_unusual_digit_is_a_word():
-    assert ptb_words("¹") == ["¹"]
-
-
-def test_white_space_does_not_matter():
-    assert " ".join(ptb_words(" a  dog\nruns\tno. 5 ")) == "a dog runs no. 5"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 def test_golden_file_is_what_java_prints():

@@ -87,11 +87,6 @@ def test_boxes_have_the_released_bins(tokenizer):
         assert box == pytest.approx(case["decoded_box"], abs=1e-3)
 
 
-def test_words_are_no_box(vocabulary):
-    with pytest.raises(ValueError, match="not a box"):
-        vocabulary.box_of([5, *vocabulary.bins[:3]], (10, 10), (10, 10))
-
-
 def test_box_outside_of_its_picture(vocabulary):
     with pytest.raises(UserError, match="10 x 20"):
         vocabulary.bins_of([0, 0, 11, 20], (10, 20), (512, 512))

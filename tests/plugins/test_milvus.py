@@ -145,15 +145,6 @@ def test_hits_after_a_change(folder, candidate_counts, check_hits):
     assert check_hits(folder) == paths
 
 
-def test_vectors_missing_in_milvus_are_sent_again(folder, check_hits):
-    with milvus_client(folder) as client:
-        client.delete(*client.list_collections(), filter="id in [3, 4]")
-    paths = check_hits(folder, warning=LITE)
-
-    send(folder)
-    assert check_hits(folder) == paths
-
-
 def test_no_answer_warns_queries_and_fails_sending(tmp_path, monkeypatch, check_hits):
     monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
     folder = write_index(tmp_path / "index", NO_SERVER, 30)

@@ -72,14 +72,6 @@ def test_vectors_of_pairs(encoder, texts, recordings, model):
     assert_same(encode(encoder, *batches), model.encode(items))
 
 
-def test_similarity_is_the_cosine(encoder, texts):
-    vectors = encode(encoder, {"text": texts})
-    others = np.roll(vectors, 1, axis=0)
-
-    assert_same(encoder.similarity(vectors, others), vectors @ others.T)
-    assert_same(encoder.similarity_pairwise(vectors, others), (vectors * others).sum(1))
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_mteb_measures_its_mock_tasks(encoder, name):
     import mteb

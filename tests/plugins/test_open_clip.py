@@ -71,14 +71,6 @@ def test_token_ids_have_one_length(tokenizer):
     assert torch.equal(stacked, ids)
 
 
-def test_shorter_context(tokenizer, random_folder):
-    ids = tokenizer(LONG_TEXTS, context_length=5)
-
-    assert ids.shape == (3, 5)
-    assert ids[1, -1] == 2  # the end token is kept
-    assert torch.equal(get_tokenizer(random_folder, 5)(LONG_TEXTS), ids)
-
-
 def test_transform_for_training_crops(transforms, samples):
     augment, transform = transforms
     picture = Image.open(samples / "images/dog.jpg")

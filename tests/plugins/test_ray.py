@@ -16,7 +16,7 @@ from support.media import TWO_SCENES
 from support.small_shards import square, write_tar
 
 from onepeace.embed import embedder
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UserError
 from onepeace.index import build, maintain
 from onepeace.plugins.ray import open_engine
 
@@ -130,14 +130,6 @@ def test_model_that_cannot_be_loaded_ends_the_run(deadly_model, tmp_path, dtype,
     assert "\n" not in str(error.value)
 
 
-def test_actors_end_with_the_run(deadly_model, ray_in_process, tmp_path):
-    (tmp_path / "words.txt").write_text("words")
-    build(tmp_path / "index", [tmp_path / "words.txt"], deadly_model, engine="ray:2", progress=False)
-
-    assert len(ray_in_process.actors) == 2
-    assert ray_in_process.killed == ray_in_process.actors
-
-
 @pytest.mark.parametrize(
     ("address", "resources", "num_actors", "share"),
     [
@@ -156,31 +148,3 @@ def test_resources_of_actors(deadly_model, monkeypatch, address, resources, num_
     assert len(instance.actors) == num_actors
     for actor in instance.actors:
         assert share.items() <= actor.options.items()
-
-
-def test_gpus_are_left_alone_on_the_cpu(deadly_model, monkeypatch):
-    instance = RayInProcess({"CPU": 2, "GPU": 2})
-    instance.install(monkeypatch)
-
-    open_engine("ray:1", deadly_model, device="cpu", dtype="auto")
-
-    assert "num_gpus" not in instance.actors[0].options
-
-
-@pytest.mark.parametrize("address", ["ray:0", "ray:many", "ray:"])
-def test_wrong_number_of_actors(address):
-    with pytest.raises(UsageError, match=address):
-        open_engine(address, "tiny", device=None, dtype="auto")
-
-
-def test_ray_that_cannot_be_started(monkeypatch):
-    def init(**_):
-        raise RuntimeError("no memory\nand more")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
-
-    with pytest.raises(UserError, match="no memory") as error:
-        open_engine("ray", "tiny", device=None, dtype="auto")
-
-    assert "\n" not in str(error.value)

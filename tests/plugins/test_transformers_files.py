@@ -1,14 +1,11 @@
 """Models of the transformers plug-in saved, loaded in part, offloaded, pushed, and read by our own library."""
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
-from support.embedding import assert_same
-from support.transformers_classes import AUTO_CLASSES, check_same_outputs, outputs_of
+from support.transformers_classes import AUTO_CLASSES, check_same_outputs
 
 import onepeace
-import onepeace.plugins.transformers as plugin
 
 
 def class_name(cls):
@@ -54,50 +51,9 @@ def test_saved_folder_is_a_model_folder(saved, model, texts):
     assert torch.equal(loaded.encode_text(texts), model.encode_text(texts))
 
 
-def test_dtype_and_device_map(saved, inputs, hf_model):
-    model = transformers.AutoModel.from_pretrained(saved, dtype=torch.bfloat16, device_map="cpu")
-
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.device.type == "cpu"
-    vectors = model(**inputs).image_embeds.float()
-    assert_same(vectors, hf_model(**inputs).image_embeds, atol=0.1)
-
-
-def test_offloading_finds_every_parameter(saved, inputs):
-    accelerate = pytest.importorskip("accelerate")
-    model = plugin.OnePeaceModel.from_pretrained(saved)
-    tensors = outputs_of(model, inputs)
-
-    accelerate.cpu_offload(model, execution_device="cpu")
-
-    assert all(parameter.is_meta for parameter in model.parameters())
-    for offloaded_tensor, tensor in zip(outputs_of(model, inputs), tensors, strict=True):
-        assert torch.equal(offloaded_tensor, tensor)
-
-
 def test_device_map_leaves_most_of_the_model_on_disk(saved, inputs, hf_model, tmp_path):
     memory = {"cpu": sum(parameter.nbytes for parameter in hf_model.parameters()) // 2}
     model = transformers.AutoModel.from_pretrained(saved, device_map="auto", max_memory=memory, offload_folder=tmp_path)
 
     assert "disk" in model.hf_device_map.values()
     check_same_outputs(model, hf_model, inputs)
-
-
-def test_push_to_hub_uploads_the_saved_files(hf_model, processor, monkeypatch):
-    uploaded = []
-
-    def create_commit(self, repo_id, operations, **_):
-        uploaded.extend((repo_id, operation.path_in_repo) for operation in operations)
-
-    def create_repo(self, repo_id, **_):
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    card = huggingface_hub.ModelCard("---\ntags: []\n---\n")
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: card)
-    hf_model.push_to_hub("someone/model")
-    processor.push_to_hub("someone/model")
-
-    files = {name for repository, name in uploaded if repository == "someone/model"}
-    assert files >= {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}

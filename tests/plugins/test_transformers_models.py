@@ -5,7 +5,6 @@ import torch
 from support.embedding import assert_same
 from torch.nn.functional import cross_entropy, pad
 
-import onepeace.plugins.transformers as plugin
 from onepeace.errors import UserError
 
 EMBEDS = ("text_embeds", "image_embeds", "audio_embeds")
@@ -46,16 +45,6 @@ def test_logits_and_loss_equal_plain_formulas(outputs, model):
     assert_same(outputs.loss, cross_entropy(logits, torch.arange(3).repeat(4)))
 
 
-def test_outputs_of_texts_alone(hf_model, inputs):
-    ids = inputs["input_ids"]
-    outputs = hf_model(ids)
-
-    assert list(outputs) == ["text_embeds"]
-    assert torch.equal(hf_model(ids, return_dict=False)[0], outputs[0])
-    with pytest.raises(UserError, match="return_loss"):
-        hf_model(ids, return_loss=True)
-
-
 def test_padding_changes_no_vector(hf_model, inputs, outputs):
     padded = {
         "input_ids": pad(inputs["input_ids"], (0, 3), value=5),
@@ -78,11 +67,3 @@ def test_padding_on_the_left_is_refused(hf_model):
     ids = torch.tensor([[1, 5, 2], [5, 7, 2]])
     with pytest.raises(UserError, match="on the right"):
         hf_model(ids, (ids != 1).long())
-
-
-@pytest.mark.parametrize("name", ["random", "tiny"])
-def test_frozen_model_gets_gradients_at_its_input(name, random_name, inputs):
-    """For adapters in frozen blocks under checkpointing; the stems of the two models differ."""
-    model = plugin.OnePeaceForImageClassification.from_onepeace(random_name if name == "random" else name)
-    model.requires_grad_(False).enable_input_require_grads()
-    assert model(inputs["pixel_values"]).logits.requires_grad

@@ -30,16 +30,6 @@ def image_paths(samples):
     return [str(samples / "images" / name) for name in ("cat.jpg", "bus.jpg")]
 
 
-@pytest.fixture
-def sound_paths(samples):
-    return [str(samples / "sounds" / name) for name in ("cat.ogg", "sea.ogg")]
-
-
-def waveforms(embedder, paths):
-    """Sounds as pipelines want them: mono, at the model's rate."""
-    return [embedder.processors["audio"].load(path).numpy() for path in paths]
-
-
 def scores(results):
     """(n, number of labels), in the order of the labels."""
     rows = []
@@ -55,14 +45,6 @@ def test_zero_shot_image_classification(folder, embedder, image_paths):
 
     assert type(pipeline.model) is plugin.OnePeaceModel
     expected = embedder.classify(image_paths, LABELS, template="This is a photo of {}.")
-    assert_same(scores(results), expected, atol=1e-4)
-
-
-def test_zero_shot_audio_classification(folder, embedder, sound_paths):
-    pipeline = transformers.pipeline("zero-shot-audio-classification", folder)
-    results = [pipeline(sound, candidate_labels=LABELS) for sound in waveforms(embedder, sound_paths)]
-
-    expected = embedder.classify(sound_paths, LABELS, template="This is a sound of {}.")
     assert_same(scores(results), expected, atol=1e-4)
 
 

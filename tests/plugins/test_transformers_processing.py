@@ -8,10 +8,8 @@ from support.embedding import assert_same
 from support.random_model import MEDIA, save_random_model
 
 import onepeace.plugins.transformers as plugin
-from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.processors import AudioProcessor, ImageProcessor, TextProcessor
-from onepeace.processors.tokenizer import read_tokenizer
 
 TEXTS = [
     "A Dog barking",
@@ -40,7 +38,7 @@ def tokenizer(random_name, random_folder, text_settings, monkeypatch):
     """The tokenizer of the model with other settings for its texts."""
     config = read_config(random_folder)
     config.processors["text"] |= text_settings
-    monkeypatch.setattr("onepeace.plugins.transformers.tokenization.read_config", lambda folder: config)
+    monkeypatch.setattr("onepeace.plugins.transformers.processing.read_config", lambda folder: config)
     return plugin.OnePeaceTokenizer.from_onepeace(random_name)
 
 
@@ -79,19 +77,6 @@ def test_truncation_and_its_absence(processor):
     assert short == [*whole[:4], 2]
 
 
-def test_pair_of_texts_is_refused(processor):
-    with pytest.raises(UserError, match="pairs"):
-        processor.tokenizer("a question", "an answer")
-
-
-def test_saved_tokenizer_is_that_of_the_model_folder(processor, random_folder, tmp_path):
-    processor.tokenizer(TEXTS, padding=True)  # sets padding and truncation of what it holds
-    processor.tokenizer.save_pretrained(tmp_path)
-
-    saved = read_tokenizer(tmp_path / "tokenizer.json")
-    assert saved.to_str() == read_tokenizer(random_folder / "tokenizer.json").to_str()
-
-
 @pytest.fixture
 def image_processor():
     return ImageProcessor(**MEDIA["image"])
@@ -111,11 +96,6 @@ def test_pixels_of_pictures_arrays_and_tensors(processor, image_processor, pictu
         assert_same(row, expected, atol=0)
 
 
-def test_unknown_option_is_refused(processor, pictures):
-    with pytest.raises(UserError, match="do_resize"):
-        processor.image_processor(pictures, do_resize=False)
-
-
 @pytest.fixture
 def audio_processor():
     return AudioProcessor(**MEDIA["audio"])
@@ -132,14 +112,6 @@ def test_waveforms_of_arrays(processor, audio_processor):
     assert values["input_values"].shape == (3, 32000)
     assert torch.equal(values["input_values"], expected["waveform"])
     assert torch.equal(values["padding_mask"].sum(1), expected["lengths"])
-
-
-def test_waveform_without_a_rate(processor, audio_processor, sounds):
-    sound = sounds[0]
-    expected = audio_processor.decode((sound, 16000))
-    for numbers in (sound, torch.from_numpy(sound)):
-        (values,) = processor.feature_extractor(numbers, return_tensors="np")["input_values"]
-        assert_same(values, expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +161,3 @@ def test_processor_of_two_modalities(modality, cls, tmp_path):
     assert type(processor) is cls
     assert type(loaded) is cls
     assert loaded(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
-
-
-@pytest.mark.parametrize(
-    ("cls", "words"),
-    [
-        (plugin.OnePeaceProcessor, "OnePeaceTokenizer"),
-        (plugin.OnePeaceImageProcessor, "image"),
-    ],
-)
-def test_processor_of_a_missing_modality_is_refused(cls, words, tmp_path):
-    folder = save_random_model(tmp_path / "model", ("text",))
-    with pytest.raises(UserError, match=words):
-        cls.from_onepeace(str(folder))

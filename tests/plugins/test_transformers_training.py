@@ -6,7 +6,6 @@ import transformers
 from support.embedding import assert_same
 from support.processes import start
 from support.random_model import save_random_model
-from support.small_models import assert_gradients_everywhere
 from support.transformers_classes import arguments_of, check_same_outputs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
@@ -56,12 +55,6 @@ def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_name, i
     assert model(**arguments_of(model, inputs)).loss is None
 
 
-def test_logits_do_not_depend_on_padding(random_name, inputs):
-    model = plugin.OnePeaceForAudioClassification.from_onepeace(random_name, num_labels=3)
-    logits = model(inputs["input_values"], inputs["padding_mask"]).logits
-    assert_same(model(inputs["input_values"][1:, :6000]).logits[0], logits[1])
-
-
 HEAD = {
     "kind": "classifier",
     "on": "image",
@@ -89,16 +82,6 @@ def test_head_of_the_model_is_kept(headed_folder, inputs, tmp_path):
     check_same_outputs(loaded, model, inputs)
 
 
-def test_head_with_other_classes_is_new(headed_folder):
-    kept_head = plugin.OnePeaceForImageClassification.from_onepeace(headed_folder).onepeace.heads["classifier"]
-    model = plugin.OnePeaceForImageClassification.from_onepeace(headed_folder, num_labels=3)
-
-    head = model.onepeace.heads["classifier"]
-    assert head.out.weight.shape[0] == 3
-    assert torch.equal(head.norm.weight, kept_head.norm.weight)
-    assert not head.out.bias.any()
-
-
 def make_trainer(model, rows, output, **options):
     pytest.importorskip("accelerate")
     arguments = transformers.TrainingArguments(
@@ -111,35 +94,6 @@ def make_trainer(model, rows, output, **options):
         **options,
     )
     return transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
-
-
-def test_trainer_learns_two_classes(random_name, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for number in range(16):
-        shade = 1.0 - 2 * (number % 2)
-        pixels = shade + 0.1 * torch.randn(3, 32, 32, generator=generator)
-        rows.append({"pixel_values": pixels, "labels": number % 2})
-    model = plugin.OnePeaceForImageClassification.from_onepeace(random_name, num_labels=2)
-    trainer = make_trainer(
-        model,
-        rows,
-        tmp_path,
-        max_steps=8,
-        per_device_train_batch_size=8,
-        learning_rate=3e-3,
-        logging_steps=1,
-    )
-
-    first_loss = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    trainer.save_model(tmp_path / "trained")
-
-    assert model.onepeace.blocks[0].gradient_checkpointing
-    assert trainer.evaluate()["eval_loss"] < 0.5 * first_loss
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "trained")
-    logits = loaded(torch.stack([row["pixel_values"] for row in rows])).logits
-    assert logits.argmax(1).tolist() == [row["labels"] for row in rows]
 
 
 @pytest.fixture
@@ -192,14 +146,3 @@ def test_two_processes_with_gradient_checkpointing_train_as_one(random_name, row
         for name, tensor in trainer.model.state_dict().items():
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], tensor, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("cls", CLASSIFIERS, ids=lambda cls: cls.__name__)
-def test_loss_reaches_every_parameter(cls, inputs):
-    """The items have more than one token each: a pooling of one token would give its queries no gradient."""
-    model = cls.from_onepeace("tiny", num_labels=3)
-    inputs["pixel_values"] = torch.randn(2, 3, 64, 64)
-    inputs["input_values"] = torch.randn(2, 18000)
-    inputs["padding_mask"] = torch.ones(2, 18000, dtype=torch.int64)
-    model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
-    assert_gradients_everywhere(model)

@@ -76,11 +76,6 @@ def test_request_that_is_too_large_or_of_unknown_length(client):
     assert_error(client.post("/search", content=iter([b"{}"])), 411)
 
 
-def test_address_or_method_that_does_not_exist(client):
-    assert_error(client.get("/nothing"), 404)
-    assert_error(client.put("/search", json={}), 405)
-
-
 @pytest.mark.parametrize("address", ["/", "/page/app.js", "/nothing", "/about"])
 def test_policy_forbids_scripts_of_others_and_inline_ones(client, address):
     policy = client.get(address).headers["content-security-policy"]

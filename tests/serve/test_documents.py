@@ -5,12 +5,9 @@ import re
 import shutil
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from onepeace.index import Index, Query, build
-from onepeace.serve.browse import points
 from onepeace.serve.gallery import write_gallery
 
 EVIL = "</script><img src=x onerror=gallery.title='run'>"
@@ -54,18 +51,6 @@ def page(results, query, folder):
     return (folder / "hits.html").read_text(encoding="utf-8")
 
 
-def test_map_names_every_file(index, folder):
-    items, _ = index.means()
-
-    plane = points(index)
-
-    folders = {}
-    for (_, _, kind, name, folder_number, _), item in zip(plane["points"], items, strict=True):
-        assert plane["kinds"][kind] == item.modality
-        folders[name] = plane["places"][folder_number]
-    assert folders["'x' \"y\".jpg"] == f"{folder}/a&b <i>"
-
-
 def test_gallery_runs_and_loads_nothing(page):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
     style = page.partition("<style>")[2].partition("</style>")[0]
@@ -102,13 +87,3 @@ def test_large_sounds_are_linked(results, query, folder, monkeypatch):
 
     page = (folder / "linked.html").read_text(encoding="utf-8")
     assert '<audio controls preload="none" aria-label="dog.ogg" src="./dog.ogg">' in page
-
-
-def test_pictures_and_sounds_without_names_are_described(results, samples, tmp_path):
-    data = (samples / "images" / "cat.jpg").read_bytes()
-    sound = (np.zeros(1600, np.float32), 16000)
-    query = Query(image=[data, Image.new("RGB", (8, 8))], audio=sound)
-
-    write_gallery(results, query, tmp_path / "hits.html")
-
-    assert "<h1>a given image, a given image, a given audio</h1>" in (tmp_path / "hits.html").read_text()

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image
 from support.indexes import fabricate, item_of
 from support.media import TWO_SCENES
@@ -44,15 +43,6 @@ def test_files_are_served_by_their_numbers(client, collection, ids, name, conten
     assert "sandbox" in answer.headers["content-security-policy"]
 
 
-def test_part_of_a_file(client, collection, ids):
-    data = (collection / "dog.ogg").read_bytes()
-
-    answer = client.get(f"/files/{ids['dog.ogg']}", headers={"range": "bytes=100-109"})
-
-    assert (answer.status_code, answer.content) == (206, data[100:110])
-    assert answer.headers["content-range"] == f"bytes 100-109/{len(data)}"
-
-
 def test_thumbnail_of_a_picture(client, ids):
     answer = client.get(f"/files/{ids['cat.jpg']}/thumbnail")
 
@@ -66,10 +56,6 @@ def test_thumbnail_of_a_sound(client, ids):
 
     assert answer.headers["content-type"] == "image/svg+xml"
     assert answer.text.startswith("<svg xmlns=")
-
-
-def test_thumbnail_of_a_text(client, ids):
-    assert_error(client.get(f"/files/{ids['note.txt']}/thumbnail"), 404)
 
 
 TRAVERSALS = [
@@ -241,8 +227,6 @@ def videos(tmp_path_factory, samples):
     folder = tmp_path_factory.mktemp("videos")
     shutil.copyfile(TWO_SCENES, folder / "a.webm")
     shutil.copyfile(TWO_SCENES, folder / "a.avi")  # by its name browsers do not play it
-    tone = np.sin(np.arange(32000))
-    soundfile.write(folder / "sound only.mp4", tone, 32000, format="WAV")
     build(folder / "index", sorted(folder.iterdir()), device="cpu", progress=False)
     with Index.open(folder / "index", device="cpu") as index:
         client = client_of(index)
@@ -296,14 +280,6 @@ def test_only_is_the_kind_of_the_file(videos, words):
     assert names(client, only="image", **words) == []
 
 
-def test_thumbnail_of_a_video_without_pictures(videos):
-    client, hits = videos
-
-    answer = client.get(f"/{hits['sound only.mp4']['thumbnail']}")
-
-    assert answer.headers["content-type"] == "image/svg+xml"
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory, samples, random_folder):
     """A folder with a shard, a table, and files of an odd kind or name; a client of its index, and its hits."""
@@ -313,7 +289,6 @@ def odd(tmp_path_factory, samples, random_folder):
         folder / "shard.tar", {"one.jpg": picture, "one.txt": b"a cat", "two.txt": b"words alone", "three.jpg": picture}
     )
     (folder / "table.csv").write_text("caption\na row of words\n", encoding="utf-8")
-    soundfile.write(folder / "sound.aiff", 0.1 * np.sin(np.arange(32000)), 32000)
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("a name that is not UTF-8", encoding="utf-8")
     build(
         folder / "index",
@@ -337,28 +312,6 @@ def odd(tmp_path_factory, samples, random_folder):
 )
 def test_texts_of_shards_rows_and_odd_names(odd, name, text):
     assert odd.client.get(f"/{odd.hits[name]['file']}").text == text
-
-
-def test_sounds_that_browsers_do_not_play(odd):
-    answer = odd.client.get(f"/{odd.hits['sound.aiff']['file']}")
-
-    assert answer.headers["content-type"] == "audio/wav"
-
-
-def test_sample_of_a_shard_is_read_at_its_place(odd):
-    shard = odd.folder / "shard.tar"
-    content = shard.read_bytes()
-    times = shard.stat()
-    shard.write_bytes(bytes(512) + content[512:])  # a reader from the start sees the end of the shard
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    answers = [odd.client.get(f"/{odd.hits[f'shard.tar::{name}']['file']}") for name in ("three.jpg", "two.txt")]
-
-    shard.write_bytes(content)
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert answers[0].content in content
-    assert answers[1].text == "words alone"
 
 
 def test_picture_of_a_shard_until_it_changes(odd, samples):

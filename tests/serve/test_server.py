@@ -13,7 +13,6 @@ from serve.conftest import serving_index
 from support.api import encoded
 
 from onepeace.errors import UsageError
-from onepeace.index import Index
 from onepeace.serve.server import run
 
 NUM_CLIENTS = 32
@@ -88,12 +87,3 @@ def test_host_name_of_a_proxy_needs_a_password(index, monkeypatch, password, is_
 
     with TestClient(apps[0], base_url="https://photos.example.org") as client:
         assert client.get("/health").is_success == is_answered
-
-
-def test_loading_of_the_model_is_logged_once(index_folder, monkeypatch, caplog):
-    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
-
-    with Index.open(index_folder, device="cpu") as opened, caplog.at_level("INFO"):
-        assert run(opened, port=0) == 0
-
-    assert [record.name for record in caplog.records].count("onepeace.progress") == 1

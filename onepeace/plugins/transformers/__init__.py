@@ -17,17 +17,22 @@ those of `TimmBackbone` (see `onepeace.plugins.timm`).
 
 import transformers
 
-from .classification import OnePeaceForAudioClassification, OnePeaceForImageClassification
-from .configuration import OnePeaceConfig
-from .modeling import OnePeaceModel, OnePeaceOutput, OnePeacePreTrainedModel
-from .processing import (
+from onepeace.plugins.transformers.modeling import (
+    OnePeaceConfig,
+    OnePeaceForAudioClassification,
+    OnePeaceForImageClassification,
+    OnePeaceModel,
+    OnePeaceOutput,
+    OnePeacePreTrainedModel,
+)
+from onepeace.plugins.transformers.processing import (
     OnePeaceAudioTextProcessor,
     OnePeaceFeatureExtractor,
     OnePeaceImageProcessor,
     OnePeaceImageTextProcessor,
     OnePeaceProcessor,
+    OnePeaceTokenizer,
 )
-from .tokenization import OnePeaceTokenizer
 
 __all__ = [
     "OnePeaceAudioTextProcessor",

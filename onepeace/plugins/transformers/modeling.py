@@ -1,24 +1,25 @@
-"""Base of all models, and the embedding model: images, sounds and texts to unit vectors."""
+"""Configuration and models: embeddings of images, sounds and texts, and classifiers of images or sounds."""
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from onepeace.config import write_config
+from onepeace.config import Config, build, to_plain, write_config
 from onepeace.errors import UserError, expect
 from onepeace.hub import weights
-from onepeace.hub.architectures import build_encoder
-from onepeace.hub.folder import CONFIG
+from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
+from onepeace.hub.folder import CONFIG, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
 from onepeace.model import INITIAL_SCALE, OnePeace
@@ -26,7 +27,57 @@ from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
 from onepeace.model.stems import PretrainedStem
 
-from .configuration import OnePeaceConfig
+HEAD = "classifier"
+"""Name of the head that the classifiers use."""
+
+
+class OnePeaceConfig(PreTrainedConfig):
+    """Fields of `onepeace.config.Config`, the content of a model folder's config.yaml, as plain values."""
+
+    model_type = "onepeace"
+
+    architecture: str = "onepeace"
+    model: dict[str, Any] | None = None
+    processors: dict[str, Any] | None = None
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
+        """Configuration of a model by name, see `onepeace.load`; ``kwargs`` as in ``from_pretrained``."""
+        config = to_plain(read_config(resolve(name)))
+        head = config["model"].get("heads", {}).get(HEAD)
+        if head and not {"num_labels", "id2label"} & kwargs.keys():
+            kwargs["num_labels"] = head["num_classes"]
+            labels = head.get("labels")
+            if labels:
+                kwargs["id2label"] = dict(enumerate(labels))
+                kwargs["label2id"] = {label: number for number, label in enumerate(labels)}
+        fields = {key: config[key] for key in ("architecture", "model", "processors")}
+        return cls.from_dict(fields, name_or_path=str(name), **kwargs)
+
+    def to_onepeace(self) -> Config:
+        """Configuration as in a model folder; UserError if it is missing or invalid."""
+        where = f"configuration {self.name_or_path or self.model_type}"
+        if self.model is None:
+            raise UserError("has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)", where=where)
+        # config.json is sorted by name, but the order of modalities is that of their tokens in a joint pass.
+        adapters = self.model.get("adapters", {})
+        order = dict.fromkeys([*ADAPTERS, *adapters])
+        ordered = {modality: adapters[modality] for modality in order if modality in adapters}
+        content = {**self.model, "adapters": ordered}
+        model: Any = build(architecture(self.architecture, where).config, content, where, "model")
+        return Config(model, dict(self.processors or {}), self.architecture)
+
+    def keep(self, modality: str) -> None:
+        """Remove all other modalities; UserError if this one is missing."""
+        whole = self.to_onepeace()
+        part = keep_modalities(whole, [modality], f"configuration {self.name_or_path or self.model_type}")
+        self.model = to_plain(part.model)
+        self.processors = to_plain(part.processors)
+
+    @property
+    def hidden_size(self) -> int:
+        return (self.model or {}).get("dim", 0)
+
 
 Inputs = dict[str, dict[str, Tensor]]
 README = """A model of onepeace. `pip install onepeace`, then
@@ -259,3 +310,87 @@ def _with_lengths(name: str, values: Tensor, mask: Tensor | None) -> dict[str, T
     if not torch.equal(mask.bool(), torch.arange(longest, device=mask.device) < lengths[:, None]):
         raise UserError("padding is in front of an item or inside it; give the processor's inputs, padded on the right")
     return {name: values, "lengths": lengths}
+
+
+class _Classifier(OnePeacePreTrainedModel):
+    """Model with only its modality, and with the model's own head or a new one.
+
+    ``num_labels`` or ``id2label`` of the configuration sets the number of classes. The loss reaches every parameter,
+    so that DistributedDataParallel needs no search for unused ones.
+    """
+
+    modality: ClassVar[str]
+    output_class: ClassVar[Any] = SequenceClassifierOutput
+    # Files of a larger model load too.
+    _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        config = deepcopy(config)
+        whole = config.to_onepeace().model
+        head = dict(whole.heads.get(HEAD, {}))
+        if head.get("on") != self.modality:
+            head = {"kind": "classifier", "on": self.modality}
+        labels = head.get("labels")
+        if labels and len(labels) != config.num_labels:  # the names are of other classes
+            del head["labels"]
+        config.keep(self.modality)
+        config.model = {
+            **(config.model or {}),
+            # What embeddings and pretraining use is never trained here.
+            "projections": [],
+            "logit_scale": False,
+            "decoder": None,
+            "heads": {HEAD: {**head, "num_classes": config.num_labels}},
+        }
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.loss_type = "ForSequenceClassification"  # the library cannot derive it from the name of every subclass
+
+    @can_return_tuple
+    def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:
+        logits = self.onepeace.predict(inputs, head=HEAD)
+        loss = None
+        if labels is not None:
+            # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return self.output_class(loss, logits)
+
+
+class OnePeaceForImageClassification(_Classifier):
+    """Images to logits (B, num_labels)."""
+
+    main_input_name = "pixel_values"
+    modality = "image"
+    output_class = ImageClassifierOutput
+
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
+        """
+        return self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
+
+
+class OnePeaceForAudioClassification(_Classifier):
+    """Sounds to logits (B, num_labels)."""
+
+    main_input_name = "input_values"
+    modality = "audio"
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_values, padding_mask: (B, N), see `OnePeaceModel`.
+            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
+        """
+        inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
+        return self._classify(inputs, labels, **kwargs)
