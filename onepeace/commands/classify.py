@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.embed.tasks import TASKS
+    from onepeace.embed.predict import TASKS
     from onepeace.processors import ImageProcessor
 
     labels = _labels(args.labels)
@@ -87,8 +87,7 @@ def _check_options(args: argparse.Namespace, labels: Sequence[str], is_zero_shot
 
 
 def _head(args: argparse.Namespace, embedder: "Embedder") -> "Predictor":
-    from onepeace.embed.predict import Predictor
-    from onepeace.embed.tasks import TASKS
+    from onepeace.embed.predict import TASKS, Predictor
 
     head = Predictor(embedder, args.head)
     if args.draw and TASKS[head.task].draw is None:
@@ -125,13 +124,14 @@ def _results(
     labels: Sequence[str],
 ) -> "Iterator[ClassifiedFiles]":
     """Yield the results of the files: by the head, or zero-shot by the labels without one."""
-    from onepeace.embed.classify import HeadInput, classify_by_labels
+    from onepeace.embed.classify import classify_by_labels
+    from onepeace.embed.predict import HeadInput
     from onepeace.progress import Progress
 
     sizes = {"top": args.top, "batch_size": args.batch_size}
     if head is None:
         readable = files.readable(found_files, embedder.modalities)
-        yield from classify_by_labels(embedder, readable, labels, template=args.template, **sizes)
+        yield from classify_by_labels(embedder.classify, readable, labels, template=args.template, **sizes)
         return
     head_input = HeadInput(head, args.text, labels)
     readable = files.readable(map(head_input.as_read, found_files), head_input.modalities, f"the head {head.name}")

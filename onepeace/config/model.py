@@ -46,7 +46,7 @@ class ModelConfig:
     """Task heads by name, e.g. ``{"pets": {"kind": "classifier", "on": "image", "num_classes": 37}}``. ``kind``: a key
     of onepeace.heads.HEADS. ``on``: the modality whose token features the head reads; for a caption head, a list of
     modalities, one of which it reads at a time. ``blocks``: blocks whose outputs it reads as well. ``labels``: class
-    names. ``task``: meaning of the outputs (embed/tasks.py). Other entries are options of the kind."""
+    names. ``task``: meaning of the outputs (embed/predict.py). Other entries are options of the kind."""
     final_norm: bool | tuple[str, ...] = True
     """Whether features pass through a final LayerNorm per modality (the vision branch with mean pooling has none), or
     the modalities that do."""

@@ -1,13 +1,12 @@
 """Model on its device, with the processors of its modalities: what encoding, heat maps and heads compute with."""
 
+import json
 from collections.abc import Mapping
 from typing import NoReturn, Self, cast
 
-import torch
 from torch import Tensor, nn
 
-from onepeace.device import SMALL, count_parameters
-from onepeace.embed.digest import digest
+from onepeace.device import SMALL, count_parameters, digest_of
 from onepeace.errors import UserError
 from onepeace.hub.resolve import Identity
 from onepeace.model import INITIAL_SCALE, Embeds, Encoder
@@ -16,19 +15,21 @@ from onepeace.threads import num_workers
 
 
 class LoadedModel:
-    """A model with the processors of its modalities.
-
-    Args:
-        module: a model of this package, or any `torch.nn.Module` of the form of `onepeace.model.Embeds`.
-        processors: processor of each modality, whose batches the module takes.
-        identity: name and hash by which an index knows the model; None = see `identity`.
-    """
+    """A model with the processors of its modalities; see `onepeace.embed.embedder.Embedder`."""
 
     def __init__(self, module: Embeds, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
         self._identity = identity
         self.is_large = count_parameters(cast(nn.Module, module)) >= SMALL
+        self.modalities = tuple(processors)
+        """Modalities of the model: a subset of "text", "image", "audio"."""
+        projections = getattr(getattr(module, "config", None), "projections", self.modalities)
+        self.modalities_with_vectors = tuple(key for key in self.modalities if key in projections)
+        """The modalities that can be encoded as vectors: all but those that only a task head of the model reads."""
+        parameter = next(module.parameters())
+        self.device = parameter.device
+        self.dtype = parameter.dtype
 
     def eval(self) -> "Self":
         """Set the module to evaluation mode, as it is when it is loaded."""
@@ -40,34 +41,14 @@ class LoadedModel:
         raise UserError("a loaded model is not moved; load it where it should be: onepeace.load(NAME, device=...)")
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities of the model: a subset of "text", "image", "audio"."""
-        return tuple(self.processors)
-
-    @property
-    def modalities_with_vectors(self) -> tuple[str, ...]:
-        """The modalities that can be encoded as vectors: all but those that only a task head of the model reads."""
-        config = getattr(self.module, "config", None)
-        projections = getattr(config, "projections", self.processors)
-        return tuple(key for key in self.processors if key in projections)
-
-    @property
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""
         return self.module.embed_dim
 
     @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
     def workers(self) -> int:
         """Number of batches that are computed at once: several on a CPU."""
         return num_workers(self.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
 
     def __repr__(self) -> str:
         return (
@@ -78,10 +59,12 @@ class LoadedModel:
     @property
     def identity(self) -> Identity:
         """Name and hash by which an index knows this model: those it was made with (`load` gives them), else a digest
-        of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        of its weights and of the settings of its processors, which is computed once."""
         if self._identity is None:
             module = cast(nn.Module, self.module)
-            self._identity = Identity(type(module).__name__, digest(module, self.processors))
+            settings = {key: [type(reader).__qualname__, reader.settings] for key, reader in self.processors.items()}
+            text = json.dumps(settings, sort_keys=True, default=lambda value: type(value).__qualname__)
+            self._identity = Identity(type(module).__name__, digest_of(module, text))
         return self._identity
 
     @property

@@ -1,19 +1,79 @@
-"""Files classified by given labels (zero-shot) or by a task head of the model: results in order, failures as values."""
+"""Zero-shot classification: a class is represented by the embedding of its name in one or several prompts.
 
-from collections.abc import Iterator, Sequence
+The recipe is that of CLIP (arXiv 2103.00020, section 3.1.4): the prototype of a class is the mean of the unit vectors
+of its sentences, renormalised; an item belongs to the class whose prototype has the largest dot product with it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from onepeace.errors import UsageError
-from onepeace.files.source import describe
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onepeace.errors import UsageError, UserError
 from onepeace.files.walk import FoundFile
 
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
-    from onepeace.embed.predict import Predictor
+TEMPLATE = {"image": "a photo of a {}", "audio": "the sound of a {}"}
+"""Prompt template by modality, for labels typed by a user; that of others is "{}"."""
+TEMPLATES = {
+    "image": ("{a}", "a photo of {a}", "a picture of {a}", "a small photo of {a}", "a photo of the {}"),
+    "audio": ("{}", "the sound of {}", "a recording of {}", "this is a sound of {}"),
+}
+"""Prompt templates by modality whose embeddings are averaged, for the class names of a benchmark."""
 
-READS_TEXT = ("answer", "box", "choice")
-"""Tasks that are about a text beside the file."""
+
+def prototypes(
+    encode_text: Callable[[list[str]], Any], labels: Iterable[object], templates: str | Sequence[str]
+) -> Tensor:
+    """(number of labels, E) unit vectors, one prototype for each label.
+
+    Args:
+        encode_text: takes sentences, returns their unit vectors (n, E) in the same order, as a tensor or an array.
+        templates: sentences with {} for the label, or {a} for the label with its article.
+
+    Raises:
+        UserError: no label, an empty label, no template, or a template without {} or {a}.
+    """
+    names = [str(label) for label in labels]
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    _check(names, templates)
+    sentences = [fill(template, name) for name in names for template in templates]
+    vectors = torch.as_tensor(encode_text(sentences)).float()
+    vectors_by_label = vectors.view(len(names), len(templates), -1)
+    return F.normalize(vectors_by_label.mean(dim=1), dim=-1)
+
+
+def check_choice(labels: Sequence[str], template: str | Sequence[str] | None) -> None:
+    """Raise UserError if there is nothing to choose from, or `prototypes` would refuse these arguments."""
+    if len(set(labels)) < 2:
+        raise UsageError(f"labels: {', '.join(labels) or 'none'}; give at least two, as one is right for every file")
+    if template is None:
+        template = "{}"
+    _check(labels, [template] if isinstance(template, str) else template)
+
+
+def _check(names: Sequence[str], templates: Sequence[str]) -> None:
+    if not names or not templates or not all(name.strip() for name in names):
+        raise UserError("classification needs at least one label and one template, and no label may be empty")
+    for template in templates:
+        if "{}" not in template and "{a}" not in template:
+            raise UserError(f"template {template!r} has no {{}} for the label to go in")
+
+
+def fill(template: str, label: str) -> str:
+    """The template with the label in place of {}, and the label with its article in place of {a}."""
+    return re.sub(r"\{(a?)\}", lambda match: with_article(label) if match[1] else label, template)
+
+
+def with_article(label: str) -> str:
+    """The label after "a" or "an", or alone when it looks like a plural."""
+    if label.endswith("s") and not label.endswith(("ss", "us", "is")):
+        return label
+    starts_with_vowel = label[:1].lower() in "aeiou"
+    return f"an {label}" if starts_with_vowel else f"a {label}"
 
 
 class ClassifiedFiles(NamedTuple):
@@ -21,13 +81,13 @@ class ClassifiedFiles(NamedTuple):
 
     paths: list[Path]
     result: dict[str, Any] | None
-    """Fields as in onepeace/embed/tasks.py; None if it failed."""
+    """Fields as in onepeace/embed/predict.py; None if it failed."""
     reason: str = ""
     """Why it failed, without the name of the file."""
 
 
 def classify_by_labels(
-    embedder: "Embedder",
+    classify: Callable[..., Any],
     files: Sequence[FoundFile],
     labels: Sequence[str],
     *,
@@ -35,11 +95,9 @@ def classify_by_labels(
     top: int = 1,
     batch_size: int = 32,
 ) -> Iterator[ClassifiedFiles]:
-    """Yield the ``top`` labels of each file with their probabilities; see `Embedder.classify`."""
+    """Yield the ``top`` labels of each file with their probabilities; see `Embedder.classify`, which is `classify`."""
     items = [{file.modality: file.path} for file in files]
-    probabilities, failures = embedder.classify(
-        items, labels, template=template, batch_size=batch_size, on_error="skip"
-    )
+    probabilities, failures = classify(items, labels, template=template, batch_size=batch_size, on_error="skip")
     reason_by_index = {failure.index: str(failure.reason) for failure in failures}
     rows = iter(probabilities)
     for index, file in enumerate(files):
@@ -51,66 +109,3 @@ def classify_by_labels(
         for score, number in zip(scores.tolist()[:top], numbers.tolist()[:top], strict=True):
             best.append({"label": labels[number], "score": round(score, 6)})
         yield ClassifiedFiles([file.path], {"labels": best})
-
-
-class HeadInput:
-    """Input of a head: files, with a text about them or candidates to choose from.
-
-    Args:
-        head: the head.
-        text: question, phrase or statement about each file.
-        candidates: answers to choose from.
-
-    Raises:
-        UsageError: the head reads no text, or does not choose among candidates.
-    """
-
-    def __init__(self, head: "Predictor", text: str | None, candidates: Sequence[str]) -> None:
-        if text is not None and head.on != "text" and head.task not in READS_TEXT:
-            raise UsageError(f"the head {head.name} reads no text; leave out --text")
-        if candidates and head.task != "choice":
-            raise UsageError(f"the head {head.name} does not choose among --labels; leave out --labels or --text")
-        self.head = head
-        self.text = text
-        self.candidates = list(candidates)
-        self.modalities = {head.on}
-        """Modalities of the files that are read."""
-        if text is not None and head.on == "text":  # the text may be about files of any modality
-            self.modalities = set(head.embedder.processors) - {"text"}
-
-    def as_read(self, file: FoundFile) -> FoundFile:
-        """The file with the modality by which the head reads it: a video may be read as frames or as sound."""
-        if file.path.suffix.lower() in self.head.embedder.processors[self.head.on].suffixes:
-            return file._replace(modality=self.head.on)
-        return file
-
-    def classify(self, files: Sequence[FoundFile], *, top: int = 1, batch_size: int = 32) -> Iterator[ClassifiedFiles]:
-        """Yield the results of files of these modalities; some heads read several at a time (NLVR2: two pictures).
-
-        Raises:
-            UsageError: the number of files is not a multiple of those read at a time.
-        """
-        size = self.head.config.get("inputs", 1)
-        if len(files) % size:
-            raise UsageError(
-                f"the head {self.head.name} reads {size} files at a time; {len(files)} is not a multiple of it"
-            )
-        groups = [files[start : start + size] for start in range(0, len(files), size)]
-        items = [self._item(group) for group in groups]
-        for prediction in self.head.predict(items, batch_size=batch_size, top=top):
-            paths = [file.path for file in groups[prediction.index]]
-            if prediction.result is None:
-                reason = str(prediction.reason).removeprefix(f"{describe(paths[0])}: ")
-                yield ClassifiedFiles(paths, None, reason)
-            else:
-                yield ClassifiedFiles(paths, dict(prediction.result))
-
-    def _item(self, group: Sequence[FoundFile]) -> dict[str, Any]:
-        """The head's input for files that it reads together."""
-        paths = [file.path for file in group]
-        item: dict[str, Any] = {group[0].modality: paths if len(paths) > 1 else paths[0]}
-        if self.text is not None:
-            item["text"] = self.text
-        if self.candidates:
-            item["candidates"] = self.candidates
-        return item

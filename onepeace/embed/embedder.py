@@ -5,10 +5,11 @@ encode.py has the steps from items to their vectors.
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -19,13 +20,11 @@ from onepeace.compiling import compile_blocks
 from onepeace.config import Config
 from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.base import LoadedModel
-from onepeace.embed.encode import Embedded, collect, results_of
-from onepeace.embed.explain import Explanation, explain
+from onepeace.embed.classify import TEMPLATE, check_choice, prototypes
+from onepeace.embed.encode import Embedded, Encoding
+from onepeace.embed.explain import Explanation, Tokens, explain, token_features
 from onepeace.embed.items import check_many
-from onepeace.embed.options import Keywords, Options, names_options, read_options
 from onepeace.embed.predict import Predictor
-from onepeace.embed.tokens import Tokens, token_features
-from onepeace.embed.zero_shot import DEFAULT, TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
@@ -105,11 +104,32 @@ def _processors(config: Config, folder: Path) -> dict[str, Processor]:
     return processors
 
 
+class Options(TypedDict, total=False):
+    """Options of `Embedder.encode` and of the other functions that encode."""
+
+    long: Literal["truncate", "windows"]
+    """Treatment of audio longer than the model's limit. "truncate" (the default): only the beginning is encoded, and a
+    warning is logged once. "windows": it is split into windows, and its vector is the normalised mean of theirs;
+    results of `stream` also contain these."""
+    window: float | None
+    """Length of a window in seconds, by default the model's; every window is normalised on its own."""
+    hop: float | None
+    """Seconds between the starts of two windows; by default, windows do not overlap."""
+    batch_size: int
+    """Items that the model computes at once, on a CPU divided among its cores (32); affects speed and memory, not the
+    vectors."""
+    progress: bool | None
+    """Whether to show a progress bar on stderr; by default if that is a terminal and the work takes over a second."""
+    on_error: Literal["raise", "skip"]
+    """"raise" (the default) stops at the first item that fails, with a `UserError` that names it. "skip" returns
+    (vectors, failures): rows for the items that succeeded, in order, and index, name and reason of the others."""
+
+
 class Embedder(LoadedModel):
-    """A model with the processors of its modalities.
+    """A model on its device, with the processors of its modalities.
 
     `stream` yields results one by one; the `encode` methods collect them, with the failures if on_error="skip". All
-    accept any iterable, keep the order and share the keyword arguments of `onepeace.embed.options.Options`. On a CPU,
+    accept any iterable, keep the order and share the keyword arguments of `onepeace.embed.embedder.Options`. On a CPU,
     each core computes its own batches.
 
     Args:
@@ -119,7 +139,14 @@ class Embedder(LoadedModel):
     """
 
     def stream(
-        self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
+        self,
+        items: Iterable[object],
+        *,
+        modality: str | None = None,
+        long: Literal["truncate", "windows"] = "truncate",
+        window: float | None = None,
+        hop: float | None = None,
+        batch_size: int = 32,
     ) -> Generator[Embedded, None, None]:
         """Yield the result of every item in order, as soon as it is available; failures are results too.
 
@@ -130,31 +157,29 @@ class Embedder(LoadedModel):
         Args:
             items: see `encode`.
             modality: modality of all items; by default detected per item, as in `encode`.
+            long, window, hop, batch_size: see `Options`.
 
         Raises:
             UserError: invalid options, or not enough memory for a batch. Errors of items are in their results.
         """
-        return results_of(self, items, read_options(options, modality))
+        encoding = Encoding(self, modality, long=long, window=window, hop=hop, batch_size=batch_size)
+        return encoding.results(check_many(items))
 
-    @names_options
-    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Keywords]") -> Encoded:
+    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Options]") -> Encoded:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
-        return self._encode(texts, read_options(options, "text"))
+        return self._encode(texts, "text", **options)
 
-    @names_options
-    def encode_image(self, images: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
+    def encode_image(self, images: Iterable[object], **options: "Unpack[Options]") -> Encoded:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, files opened for reading bytes, PIL images,
         uint8 arrays (H, W, 3), tensors (3, H, W)."""
-        return self._encode(images, read_options(options, "image"))
+        return self._encode(images, "image", **options)
 
-    @names_options
-    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
+    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Options]") -> Encoded:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, files opened for reading bytes, (samples, rate),
         {"array": ..., "sampling_rate": ...}."""
-        return self._encode(sounds, read_options(options, "audio"))
+        return self._encode(sounds, "audio", **options)
 
-    @names_options
-    def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
+    def encode(self, items: Iterable[object], **options: "Unpack[Options]") -> Encoded:
         """(n, E) unit vectors of any mix of items.
 
         The modality of an item is detected from its type, its file ending or its first bytes; a string that is neither
@@ -162,7 +187,50 @@ class Embedder(LoadedModel):
         night"}, is one composed item: its vector is the sum of the vectors of its parts, renormalised. With one part,
         the dictionary states the modality: {"text": "dog.ogg"}.
         """
-        return self._encode(items, read_options(options))
+        return self._encode(items, **options)
+
+    def _encode(self, items: Iterable[object], modality: str | None = None, **options: "Unpack[Options]") -> Encoded:
+        vectors, _, failures = self._collect(items, modality, **options)
+        return (vectors, failures) if options.get("on_error") == "skip" else vectors
+
+    def _collect(
+        self,
+        items: Iterable[object],
+        modality: str | None = None,
+        *,
+        progress: bool | None = None,
+        on_error: str = "raise",
+        **options: Any,
+    ) -> tuple[Tensor, list[str], list[Embedded]]:
+        """The vectors (n, E) and modalities of the items that succeed, and the results of the others."""
+        from tqdm.auto import tqdm
+
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"on_error is {on_error!r}; known: 'raise', 'skip'")
+        encoding = Encoding(self, modality, stops=on_error == "raise", **options)
+        vectors: list[Tensor] = []
+        modalities: list[str] = []
+        failures: list[Embedded] = []
+        with closing(encoding.results(check_many(items))) as results:
+            for result in tqdm(
+                results,
+                desc=f"encoding {modality or 'items'}",
+                total=len(items) if isinstance(items, Sized) else None,
+                disable=None if progress is None else not progress,  # None: unless stderr is a terminal
+                delay=1 if progress is None else 0,
+                unit="item",
+            ):
+                if result.vector is None:
+                    if on_error == "raise":
+                        raise UserError(str(result.reason), where=result.name) from result.error
+                    failures.append(result)
+                    continue
+                if result.is_silent:
+                    log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
+                vectors.append(result.vector)
+                modalities.append(str(result.modality))
+        rows = torch.stack(vectors) if vectors else torch.empty(0, self.embed_dim)
+        return rows, modalities, failures
 
     def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
         """Cosine similarities (n, m) of vectors `a` (n, E) and `b` (m, E)."""
@@ -170,14 +238,13 @@ class Embedder(LoadedModel):
         right = _unit_rows(b, "the second argument of similarity", left.shape[1])
         return left @ right.T
 
-    @names_options
     def classify(
         self,
         items: Iterable[object],
         labels: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
-        **options: "Unpack[Keywords]",
+        **options: "Unpack[Options]",
     ) -> Encoded:
         """Zero-shot probabilities (n, number of labels) for items of any modality; rows sum to 1.
 
@@ -187,15 +254,17 @@ class Embedder(LoadedModel):
                 {a}", which becomes "a photo of an owl"; several are averaged.
                 None = by the modality of the item or its first part: "a photo of a {}", "the sound of a {}" or "{}".
         """
-        settings = read_options(options)
-        templates = TEMPLATE if template is None else {DEFAULT: template}
-        encode_text = partial(self.encode_text, batch_size=settings.batch_size, progress=False)
-        classifier = ZeroShotClassifier(encode_text, list(check_many(labels, "labels")), templates)
-        collected = collect(self, items, settings)
-        probabilities = classifier.probabilities(collected.vectors, collected.modalities, self.logit_scale_of)
-        if settings.on_error == "skip":
-            return probabilities, collected.failures
-        return probabilities
+        names = list(check_many(labels, "labels"))
+        check_choice(names, template)
+        vectors, modalities, failures = self._collect(items, **options)
+        encode_text = partial(self.encode_text, batch_size=options.get("batch_size", 32), progress=False)
+        logits = torch.empty(len(vectors), len(names))
+        for modality in set(modalities):
+            classes = prototypes(encode_text, names, template or TEMPLATE.get(modality, "{}"))
+            rows = [row for row, modality_of_row in enumerate(modalities) if modality_of_row == modality]
+            logits[rows] = self.logit_scale_of(modality) * (vectors[rows] @ classes.T)
+        probabilities = logits.softmax(dim=1)
+        return (probabilities, failures) if options.get("on_error") == "skip" else probabilities
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, whose modalities are encoded in one joint pass.
@@ -223,7 +292,7 @@ class Embedder(LoadedModel):
     def predict(
         self, items: Iterable[object], *, head: str | None = None, top: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
-        """Results of a task head of the model; onepeace/embed/tasks.py documents the results of each task.
+        """Results of a task head of the model; `onepeace.embed.predict.TASKS` documents the results of each task.
 
         Args:
             items: as in `onepeace.embed.predict.Predictor.predict`, which returns failures instead of raising them.
@@ -236,12 +305,6 @@ class Embedder(LoadedModel):
                 raise UserError(f"{prediction.reason}", where=prediction.name)
             results.append(prediction.result)
         return results
-
-    def _encode(self, items: Iterable[object], options: Options) -> Encoded:
-        collected = collect(self, items, options)
-        if options.on_error == "skip":
-            return collected.vectors, collected.failures
-        return collected.vectors
 
 
 def _unit_rows(vectors: object, what: str, width: int | None = None) -> Tensor:

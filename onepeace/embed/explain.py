@@ -1,14 +1,15 @@
-"""Heat map of a picture or sound: how well each of its tokens matches the vector of a query.
+"""Tokens of one item: their features, and a heat map of how well each matches the vector of a query.
 
-Each token is encoded alone, together with CLS only, through all blocks, the final norm and the projection; its value
-is the cosine of that vector with the query's. The stem runs over the whole item first. A picture with few patches is
-scaled to a multiple of the model's input size. docs/results/log.md compares this with other maps.
+For the map, each token is encoded alone, together with CLS only, through all blocks, the final norm and the projection;
+its value is the cosine of that vector with the query's. The stem runs over the whole item first. A picture with few
+patches is scaled to a multiple of the model's input size. docs/results/log.md compares this with other maps.
 """
 
 import math
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import parts_of
-from onepeace.embed.tokens import token_positions
 from onepeace.errors import UserError, expect
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
@@ -43,7 +43,7 @@ class Explanation:
     positions: Tensor
     """(L, 2), position of each value in ``unit``; grids are row-major."""
     unit: str
-    """As in `onepeace.embed.tokens.Tokens`."""
+    """As in `Tokens`."""
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -66,6 +66,48 @@ class Explanation:
         x = x0 + (x1 - x0) * (column + 0.5) / columns
         y = y0 + (y1 - y0) * (row + 0.5) / rows
         return (x, y)
+
+
+class Tokens(NamedTuple):
+    """Token features of one modality from a joint pass of all given modalities."""
+
+    cls: Tensor
+    """(D,) float32: the CLS token."""
+    features: Tensor
+    """(L, D) float32, without the CLS token."""
+    positions: Tensor
+    """(L, 2): the extent that each token covers, in `unit`."""
+    unit: str
+    """"patch": row and column; "second": start and end; "character": start and end in the text after
+    `onepeace.processors.TextProcessor.prepare`; "token" (custom modalities): its index and the next."""
+
+
+@torch.no_grad()
+def token_features(embedder: LoadedModel, item: Mapping[str, object]) -> dict[str, Tokens]:
+    """Token features of one item; see `Embedder.features`."""
+    if not isinstance(item, Mapping) or not item:
+        raise UserError(f'features takes a dictionary by modality: {{"{embedder.modalities[0]}": ...}}')
+    inputs = {}
+    for modality, value in item.items():
+        sample = embedder.processor(modality).decode(value)
+        inputs[modality] = embedder.inputs(modality, [sample])
+    outputs = embedder.encoder.features(inputs)
+    tokens_by_modality = {}
+    for modality, value in item.items():
+        cls_and_tokens = outputs[modality][0].float().cpu()
+        positions, unit = token_positions(embedder, modality, value, inputs[modality])
+        tokens_by_modality[modality] = Tokens(cls_and_tokens[0], cls_and_tokens[1:], positions, unit)
+    return tokens_by_modality
+
+
+def token_positions(
+    embedder: LoadedModel, modality: str, value: object, inputs: dict[str, Tensor]
+) -> tuple[Tensor, str]:
+    """The extent (L, 2) of each token, and its unit, by the processor or else by the model's adapter."""
+    positions = embedder.processors[modality].token_positions(value)
+    if positions is None:
+        return embedder.encoder.adapters[modality].token_positions(inputs)
+    return positions
 
 
 @torch.no_grad()

@@ -3,24 +3,133 @@
 Items are decoded ahead in threads and computed in batches; results come in order, failures as values.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from onepeace.device import memory_remedy
 from onepeace.embed.base import LoadedModel
+from onepeace.embed.classify import ClassifiedFiles
 from onepeace.embed.items import check_many, composed, name_of, reason_of
-from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UsageError, UserError, expect
+from onepeace.files.drawing import with_box
+from onepeace.files.source import describe
+from onepeace.files.walk import FoundFile
 from onepeace.processors import ImageProcessor
 from onepeace.threads import batch_per_worker, compute_ahead, decode_ahead
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Context:
+    """Facts about an item that its result needs in addition to the head's output."""
+
+    labels: Sequence[str] = ()
+    """Class names of the head; numbers where the model has none (released checkpoints)."""
+    size: tuple[int, int] = (1, 1)
+    """Width and height of the picture in pixels."""
+    candidates: Sequence[str] = ()
+    """The answers to choose from."""
+    seconds_per_token: float = 0.0
+    """Seconds between two tokens of a sound."""
+    num_tokens: int = 0
+    """Tokens of a sound, without padding."""
+    top: int = 5
+    """Number of classes in the result."""
+
+
+def ranked(scores: Tensor, context: Context) -> list[dict[str, Any]]:
+    """The best classes with their scores."""
+    best_scores, numbers = scores.topk(min(context.top, len(scores)))
+    classes = []
+    for score, number in zip(best_scores.tolist(), numbers.tolist(), strict=True):
+        classes.append({"label": context.labels[number], "score": score})
+    return classes
+
+
+def label(output: Tensor, context: Context) -> dict[str, Any]:
+    """Logits (1, C) of mutually exclusive classes: probabilities that sum to 1."""
+    return {"labels": ranked(output[0].softmax(0), context)}
+
+
+def labels(output: Tensor, context: Context) -> dict[str, Any]:
+    """Logits (1, C) of independent classes: a probability for each."""
+    return {"labels": ranked(output[0].sigmoid(), context)}
+
+
+def answer(output: Tensor, context: Context) -> dict[str, Any]:
+    """Logits (1, C) of answers to a question."""
+    answers = ranked(output[0].sigmoid(), context)
+    return {"answer": answers[0]["label"], "score": answers[0]["score"], "answers": answers}
+
+
+def box(output: Tensor, context: Context) -> dict[str, Any]:
+    """Logits (1, 4) of a box: its corners [x0, y0, x1, y1] in pixels of the picture (released code)."""
+    width, height = context.size
+    corners = output[0].sigmoid() * torch.tensor([width, height, width, height])
+    return {"box": corners.tolist()}
+
+
+def choice(output: Tensor, context: Context) -> dict[str, Any]:
+    """Scores (N, 1) of N candidate answers."""
+    scores = output[:, 0]
+    best = int(scores.argmax())
+    return {"choice": context.candidates[best], "number": best, "scores": scores.tolist()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Meaning of a head's output for one item, and how it is shown."""
+
+    result: Callable[[Tensor, Context], dict[str, Any]]
+    """The output as JSON-serialisable values; a "mask" may be an array."""
+    cell: Callable[[Mapping[str, Any]], str]
+    """The result as a cell of a table."""
+    column: str = "label"
+    """Title of the table's column."""
+    draw: "Callable[[Image.Image, Mapping[str, Any], str, Sequence[str]], Image.Image] | None" = None
+    """The picture with the result drawn over it, given the text of the item and the labels of the head."""
+
+
+def labels_cell(result: Mapping[str, Any]) -> str:
+    """Labels with their scores."""
+    return ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"])
+
+
+def _answer_cell(result: Mapping[str, Any]) -> str:
+    return f"{result['answer']} {result['score']:.2f}"
+
+
+def _box_cell(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{corner:.0f}" for corner in result["box"])
+
+
+def _choice_cell(result: Mapping[str, Any]) -> str:
+    return str(result["choice"])
+
+
+def _with_box(picture: "Image.Image", result: Mapping[str, Any], text: str, labels: Sequence[str]) -> "Image.Image":
+    return with_box(picture, result["box"], text)
+
+
+TASKS: dict[str, Task] = {
+    "label": Task(label, labels_cell),
+    "labels": Task(labels, labels_cell),
+    "answer": Task(answer, _answer_cell, column="answer"),
+    "box": Task(box, _box_cell, column="box", draw=_with_box),
+    "choice": Task(choice, _choice_cell, column="answer"),
+}
+
+READS_TEXT = ("answer", "box", "choice")
+"""Tasks that are about a text beside the file."""
 CANDIDATE = "{text} answer: {candidate}"
 """Format that joins a question and a candidate answer into one text (released code)."""
 
@@ -214,3 +323,66 @@ def _with_candidates(question: str | None, candidates: Sequence[str]) -> list[st
     if len(candidates) < 2 or question is None:
         raise UserError("a choice needs a text, the question, and two candidates or more")
     return [CANDIDATE.format(text=question, candidate=candidate) for candidate in candidates]
+
+
+class HeadInput:
+    """Input of a head: files, with a text about them or candidates to choose from.
+
+    Args:
+        head: the head.
+        text: question, phrase or statement about each file.
+        candidates: answers to choose from.
+
+    Raises:
+        UsageError: the head reads no text, or does not choose among candidates.
+    """
+
+    def __init__(self, head: Predictor, text: str | None, candidates: Sequence[str]) -> None:
+        if text is not None and head.on != "text" and head.task not in READS_TEXT:
+            raise UsageError(f"the head {head.name} reads no text; leave out --text")
+        if candidates and head.task != "choice":
+            raise UsageError(f"the head {head.name} does not choose among --labels; leave out --labels or --text")
+        self.head = head
+        self.text = text
+        self.candidates = list(candidates)
+        self.modalities = {head.on}
+        """Modalities of the files that are read."""
+        if text is not None and head.on == "text":  # the text may be about files of any modality
+            self.modalities = set(head.embedder.processors) - {"text"}
+
+    def as_read(self, file: FoundFile) -> FoundFile:
+        """The file with the modality by which the head reads it: a video may be read as frames or as sound."""
+        if file.path.suffix.lower() in self.head.embedder.processors[self.head.on].suffixes:
+            return file._replace(modality=self.head.on)
+        return file
+
+    def classify(self, files: Sequence[FoundFile], *, top: int = 1, batch_size: int = 32) -> Iterator[ClassifiedFiles]:
+        """Yield the results of files of these modalities; some heads read several at a time (NLVR2: two pictures).
+
+        Raises:
+            UsageError: the number of files is not a multiple of those read at a time.
+        """
+        size = self.head.config.get("inputs", 1)
+        if len(files) % size:
+            raise UsageError(
+                f"the head {self.head.name} reads {size} files at a time; {len(files)} is not a multiple of it"
+            )
+        groups = [files[start : start + size] for start in range(0, len(files), size)]
+        items = [self._item(group) for group in groups]
+        for prediction in self.head.predict(items, batch_size=batch_size, top=top):
+            paths = [file.path for file in groups[prediction.index]]
+            if prediction.result is None:
+                reason = str(prediction.reason).removeprefix(f"{describe(paths[0])}: ")
+                yield ClassifiedFiles(paths, None, reason)
+            else:
+                yield ClassifiedFiles(paths, dict(prediction.result))
+
+    def _item(self, group: Sequence[FoundFile]) -> dict[str, Any]:
+        """The head's input for files that it reads together."""
+        paths = [file.path for file in group]
+        item: dict[str, Any] = {group[0].modality: paths if len(paths) > 1 else paths[0]}
+        if self.text is not None:
+            item["text"] = self.text
+        if self.candidates:
+            item["candidates"] = self.candidates
+        return item

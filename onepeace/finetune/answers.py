@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.data.source import read_source
+from onepeace.embed.classify import TEMPLATES
 from onepeace.embed.embedder import Embedder
-from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.evaluate.intervals import Estimate, gain_of_groups
 from onepeace.evaluate.metrics import best_ranks
 from onepeace.evaluate.protocols.protocol import encode

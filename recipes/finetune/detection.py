@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onepeace.data.batch import Batch
 from onepeace.device import upload
-from onepeace.embed.tasks import TASKS, Context, Task
+from onepeace.embed.predict import TASKS, Context, Task
 from onepeace.errors import UserError, expect, need
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.task_metrics import METRICS, Metric, Predictions, relative, sizes_in_pixels

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from onepeace.data.batch import Batch
 from onepeace.device import upload
-from onepeace.embed.tasks import TASKS, Context, Task
+from onepeace.embed.predict import TASKS, Context, Task
 from onepeace.errors import UserError, need
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.task_metrics import METRICS, Metric, Predictions

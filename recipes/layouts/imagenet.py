@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.media import PICTURE_CAPTIONS, Photographs
-from onepeace.embed.zero_shot import fill
+from onepeace.embed.classify import fill
 from onepeace.errors import UserError
 
 LICENSE = "ImageNet terms (research use)"

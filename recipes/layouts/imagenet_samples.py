@@ -8,7 +8,7 @@ from typing import Any
 
 from onepeace.datasets.layout import Encoded, HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.media import Photographs, read_picture, shrink, webp
-from onepeace.embed.zero_shot import fill
+from onepeace.embed.classify import fill
 from onepeace.errors import UserError
 
 NEAR = 4

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.datasets.media import read_picture
 from onepeace.datasets.reading import find, read_json, read_lines
-from onepeace.embed.zero_shot import fill
+from onepeace.embed.classify import fill
 from onepeace.errors import UserError
 
 TEMPLATES = ("a photo of {a}", "a picture of {a}", "{a}", "a small photo of {a}")

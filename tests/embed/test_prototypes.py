@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.embedding import assert_same
 
-from onepeace.embed.zero_shot import prototypes, with_article
+from onepeace.embed.classify import prototypes, with_article
 
 
 def vectors_of_lengths(texts):

@@ -18,7 +18,7 @@ from support.evaluation import (
 )
 from support.small_shards import write_shard
 
-from onepeace.embed.zero_shot import TEMPLATES
+from onepeace.embed.classify import TEMPLATES
 from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
 

@@ -6,7 +6,7 @@ import pytest
 from support.evaluation import WORDS, KnownEmbedder, described
 from support.small_shards import write_shard
 
-from onepeace.embed.zero_shot import TEMPLATES, fill
+from onepeace.embed.classify import TEMPLATES, fill
 from onepeace.errors import UserError
 
 SOUNDS_ALONE = ("sets.photos=null", "sets.drawings=null")

@@ -14,7 +14,7 @@ from support.training import terms
 from onepeace.cli import main
 from onepeace.config import Config
 from onepeace.data.batch import Batch
-from onepeace.embed.tasks import TASKS, Context
+from onepeace.embed.predict import TASKS, Context
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.train.objective import Objective

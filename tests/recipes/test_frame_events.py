@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.recipe_files import recipe_file
 
-from onepeace.embed.tasks import Context
+from onepeace.embed.predict import Context
 from onepeace.train.terms.heads import SupervisedOptions
 
 frame_events = recipe_file("frame_events")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.embed.zero_shot import TEMPLATES, prototypes
+from onepeace.embed.classify import TEMPLATES, prototypes
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import (
     Figure,

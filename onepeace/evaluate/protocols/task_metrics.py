@@ -1,4 +1,4 @@
-"""The metrics of each task (embed/tasks.py): figures of a head's outputs, given the targets of the samples."""
+"""The metrics of each task (embed/predict.py): figures of a head's outputs, given the targets of the samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) ->
 
 
 HEAD_TASKS = {"vqa": "answer", "refcoco": "box", "aqa": "choice", "avqa": "choice", "fsd50k": "labels"}
-"""Task of the released head (onepeace/embed/tasks.py) by the original's name of the fine-tuning; others classify."""
+"""Task of the released head (onepeace/embed/predict.py) by the original's name of the fine-tuning; others classify."""
 
 
 @dataclass(frozen=True)

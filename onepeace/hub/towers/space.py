@@ -1,6 +1,5 @@
 """Towers as one module: their spaces side by side, each vector with zeros in the blocks of the others."""
 
-import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onepeace.device import choose_dtype, count_parameters
+from onepeace.device import choose_dtype, count_parameters, digest_of
 from onepeace.errors import UserError
 from onepeace.hub.towers.config import TowerConfig, TowersConfig
 from onepeace.hub.towers.libraries import Tower, open_tower
@@ -24,9 +23,6 @@ from onepeace.processors.tokenizer import SURROGATES
 
 if TYPE_CHECKING:
     from PIL import Image
-
-SAMPLES = 1024
-"""Numbers of a tensor that a digest reads."""
 
 
 class Towers(nn.Module):
@@ -94,20 +90,6 @@ def describe_tower(name: str, tower: Tower) -> TowerConfig:
         num_parameters=count_parameters(tower),
         digest=digest_of(tower),
     )
-
-
-def digest_of(tower: Tower) -> str:
-    """Hash (16 hexadecimal digits) of the names and shapes of the weights, and of samples of their numbers.
-
-    It takes milliseconds where hashing all numbers takes seconds. Those of another training differ in the samples.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in tower.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        numbers = tensor.detach().flatten()
-        some_numbers = numbers[:: len(numbers) // SAMPLES + 1].contiguous()
-        digest.update(some_numbers.view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def load_towers(

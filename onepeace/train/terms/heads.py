@@ -38,7 +38,7 @@ class Supervised(Term[S], Generic[S]):
     target: ClassVar[str]
     """Name of the target."""
     task: ClassVar[str]
-    """Task in the head's configuration (onepeace/embed/tasks.py)."""
+    """Task in the head's configuration (onepeace/embed/predict.py)."""
     num_outputs: ClassVar[int | None] = None
     """Number of outputs of a head without classes."""
     follows_pixels: ClassVar[bool] = False
