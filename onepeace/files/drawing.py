@@ -148,46 +148,27 @@ def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray
         times: (frames, 2) start and end of each value, in seconds.
         values: (frames,), any numbers.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     drawn = Image.new("RGB", (WIDTH, HEIGHT + AXIS), GROUND)
     draw = ImageDraw.Draw(drawn)
     loudness = bars(samples)
-    _draw_bars(draw, loudness, colours(_heat_of_parts(len(loudness), seconds, times, values)))
-    # The map itself, which also shows silent moments.
-    line = colours(_heat_of_parts(WIDTH, seconds, times, values))
-    drawn.paste(Image.fromarray(np.broadcast_to(line, (8, WIDTH, 3)).copy()), (0, HEIGHT - 8))
-    _draw_axis(draw, seconds)
-    if caption:
-        label(draw, caption, (0.0, 0.0), (WIDTH, WIDTH // 2), (70, 74, 82), below=True)
-    return drawn
-
-
-def _heat_of_parts(count: int, seconds: float, times: NDArray, values: NDArray) -> NDArray[np.float64]:
-    """`heat_at` in the middle of each of ``count`` equal parts of a sound."""
-    middles = (np.arange(count) + 0.5) * seconds / count
-    return heat_at(middles, times, values)
-
-
-def _draw_bars(draw: Any, loudness: NDArray, fill: NDArray) -> None:
-    """Draw the waveform as bars around the middle."""
+    moments = (np.arange(len(loudness)) + 0.5) * seconds / len(loudness)
+    heat = np.interp(moments, times.mean(axis=1), stretched(values))
     step = WIDTH / len(loudness)
     middle = HEIGHT / 2
-    for number, (height, colour) in enumerate(zip(loudness, fill.tolist(), strict=True)):
+    for number, (height, colour) in enumerate(zip(loudness, colours(heat).tolist(), strict=True)):
         left = number * step
         half = 2 + height * (middle - 30)
         draw.rectangle((left, middle - half, left + step - 1, middle + half), fill=tuple(colour))
-
-
-def _draw_axis(draw: Any, seconds: float) -> None:
-    """Draw the time line."""
-    from PIL import ImageFont
-
     font = ImageFont.load_default(13)
-    for second in ticks(seconds):
+    for second in _ticks(seconds):
         x = second / seconds * WIDTH
         draw.line((x, HEIGHT, x, HEIGHT + 5), fill=AXIS_INK)
         draw.text((min(x + 3, WIDTH - 40), HEIGHT + 6), f"{second:g} s", fill=AXIS_INK, font=font)
+    if caption:
+        label(draw, caption, (0.0, 0.0), (WIDTH, WIDTH // 2), (70, 74, 82), below=True)
+    return drawn
 
 
 def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:
@@ -197,12 +178,7 @@ def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:
     return peaks / (peaks.max() or 1.0)
 
 
-def heat_at(moments: NDArray, times: NDArray, values: NDArray) -> NDArray[np.float64]:
-    """Stretched values at given seconds, interpolated linearly between the centres of the frames."""
-    return np.interp(moments, times.mean(axis=1), stretched(values))
-
-
-def ticks(seconds: float) -> list[float]:
+def _ticks(seconds: float) -> list[float]:
     """Round numbers of seconds for a time line, at most eleven."""
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
     step = next((step for step in steps if seconds / step <= 10), seconds / 10)

@@ -246,10 +246,8 @@ def tags_of_exif(exif: "Image.Exif") -> dict[str, Any]:
         "artist": camera.get(Base.Artist),
         "description": camera.get(Base.ImageDescription),
         "rating": camera.get(Base.Rating),
-        "title": _of_windows(camera.get(Base.XPTitle)),
     }
-    keywords = [("keywords", word) for word in _of_windows(camera.get(Base.XPKeywords)).split(";")]
-    return _tidy([*texts.items(), *keywords]) | _position_of_exif(exif)
+    return _tidy(texts.items()) | _position_of_exif(exif)
 
 
 def tags_of_container(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -314,11 +312,6 @@ def _decoded(content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def _of_windows(value: Any) -> str:
-    """Text that Windows wrote, in UTF-16; "" for none."""
-    return value.decode("utf-16-le", "replace") if isinstance(value, bytes) else ""
 
 
 def _position_of_exif(exif: "Image.Exif") -> dict[str, float]:

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .mkv .webm .avi .m4v .3gp .mpg .mpeg .wmv .flv".split())
 STEP = 1.0
 """Minimum seconds between two pictures that are examined."""
+EVERY = 5.0
+"""Seconds between two pictures of an unchanging scene."""
+STRETCH = 3.0
+"""Factor by which key frames may be farther apart before frames between them are decoded: encoders with a key frame
+every 10 s add others where scenes change."""
+CHANGE = 0.25
+"""Share of the colours, compared place by place, that differ in a new scene: panning and zooming over a photo usually
+changes 0.14 of them, rarely 0.30; two photos usually differ in 0.57, rarely in only 0.36. Similar pictures are left out
+later (index/embed.py)."""
 SLACK = 1e-3
 """Seconds by which two times of the same picture may differ, since they are stored rounded."""
 HELD_BYTES = 64 << 20
@@ -49,22 +58,17 @@ class Frame(NamedTuple):
     """Upright, RGB, as large as the video."""
 
 
-def frames(path: Source, *, every: float, change: float, step: float, stretch: float) -> Iterator[Frame]:
-    """Yield the first picture, those at changes of the scene, and others so that few gaps are longer than `every`.
+def frames(path: Source, *, step: float = STEP) -> Iterator[Frame]:
+    """Yield the first picture, those at changes of the scene, and others so that few gaps are longer than `EVERY`.
 
     Key frames are examined, since encoders put one at the start of a scene and every few seconds; if they are close
-    enough, nothing else is decoded. If two are more than `stretch` times `every` seconds apart, everything between them
+    enough, nothing else is decoded. If two are more than `STRETCH` times `EVERY` seconds apart, everything between them
     is decoded. Pictures are at least `step` seconds apart. One picture and at most 64 MiB of packets are in memory at a
     time.
 
     Args:
         path: a local file, a file that was opened, or the content of one.
-        every: seconds between two pictures of a scene that does not change.
-        change: share of the colours, compared place by place, above which a scene is new, from 0 (each examined picture
-            is a new scene) to 1 (none is). Panning and zooming over a photo usually changes 0.14 of them, rarely 0.30;
-            two photos usually differ in 0.57, rarely in only 0.36.
         step: minimum seconds between two pictures.
-        stretch: multiple of `every` above which everything between two key frames is decoded.
 
     Raises:
         UserError: PyAV is missing, the file has no pictures, its decoder fails on damaged data (perhaps in the middle),
@@ -72,15 +76,14 @@ def frames(path: Source, *, every: float, change: float, step: float, stretch: f
             skip damaged data.
     """
     name = describe(path)
-    if not 0 < every < math.inf:
-        raise UserError(f"every must be positive seconds, got {every}", where=name)
+    every = max(EVERY, step)
     last_time = 0.0
     last_colours = None
     with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
-        for time, frame in _candidates(container, name, stretch * every, step):
+        for time, frame in _candidates(container, name, STRETCH * every, step):
             colours = colour_histograms(frame)
             is_due = last_colours is None or abs(time - last_time) >= every
-            if is_due or np.abs(colours - last_colours).sum() / 2 > change:
+            if is_due or np.abs(colours - last_colours).sum() / 2 > CHANGE:
                 last_time = time
                 last_colours = colours
                 yield Frame(time, _upright(frame))

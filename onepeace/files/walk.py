@@ -16,7 +16,7 @@ from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.source import open_regular
 
 if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+    pass
 
 LINKS = "links that lead out of the folder"
 """Key of such links in the counts of what is left out."""
@@ -126,11 +126,12 @@ class _Walk:
         """Take the files of a folder, or none of them if `skip` raises an error."""
         wanted = []
         for path in paths:
+            if not self._is_wanted(path, False, real):
+                continue
             suffix = path.suffix.lower()
             if suffix in self.modality_by_suffix:
-                if self._is_wanted(path, False, real):
-                    wanted.append(path)
-            elif self._is_named(path, False):
+                wanted.append(path)
+            else:
                 self.others[suffix or "no ending"] += 1
         for path in wanted:
             self.take(path, self.modality_by_suffix[path.suffix.lower()])
@@ -148,20 +149,16 @@ class _Walk:
         return is_new
 
     def _is_wanted(self, path: Path, is_folder: bool, real: str) -> bool:
-        return self._is_named(path, is_folder) and not self._leads_out(path, real)
-
-    def _is_named(self, path: Path, is_folder: bool) -> bool:
-        """Whether a file or folder is neither hidden nor to be skipped."""
-        return not path.name.startswith(".") and not (self.skip and self.skip(path, is_folder))
-
-    def _leads_out(self, path: Path, real: str) -> bool:
-        """Whether a path is a link out of the folder with this real path, which is counted and not followed."""
+        """Whether a path is neither hidden, nor to be skipped, nor a link that leads out of the folder with this real
+        path and is not followed."""
+        if path.name.startswith(".") or (self.skip and self.skip(path, is_folder)):
+            return False
         if self.follow_links or not os.path.islink(path):
-            return False
+            return True
         if os.path.join(os.path.realpath(path), "").startswith(real):
-            return False
+            return True
         self.others[LINKS] += 1
-        return True
+        return False
 
     def _refuse(self, error: OSError) -> None:
         self.unreadable.append(Unreadable(Path(error.filename), error.strerror or "cannot be read"))
@@ -193,7 +190,12 @@ class Globs:
     """
 
     def __init__(self, lines: Iterable[str], where: str) -> None:
-        self._spec = _compiled(lines, where)
+        from pathspec import GitIgnoreSpec
+
+        try:
+            self._spec = GitIgnoreSpec.from_lines([_plain(line) for line in lines], backend="re2")
+        except Exception as error:  # ValueError of pathspec, and the errors of re and re2
+            raise UserError(f"{one_line(error)}", where=where) from error
         self.includes = sum(pattern.include is True for pattern in self._spec.patterns)
 
     def verdict(self, path: str) -> bool | None:
@@ -211,15 +213,6 @@ class Globs:
 
 def _plain(text: str) -> str:
     return text if text.isascii() else text.translate(BYTES)
-
-
-def _compiled(lines: Iterable[str], where: str) -> "GitIgnoreSpec":
-    from pathspec import GitIgnoreSpec
-
-    try:
-        return GitIgnoreSpec.from_lines([_plain(line) for line in lines], backend="re2")
-    except Exception as error:  # ValueError of pathspec, and the errors of re and re2
-        raise UserError(f"{one_line(error)}", where=where) from error
 
 
 class Ignore:
@@ -242,20 +235,20 @@ class Ignore:
         self._of_folder = lru_cache(maxsize=None)(_patterns_in)
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
-        verdict = _verdict(self.given, self.root, path, is_folder) if self.given else None
+        verdict = _verdict(self.given, self.root, path, is_folder)
         for folder in path.parents:
             if verdict is not None:
                 break
-            globs = self._of_folder(folder)
-            if globs is not None:
-                verdict = _verdict(globs, folder, path, is_folder)
+            verdict = _verdict(self._of_folder(folder), folder, path, is_folder)
             if folder == self.root:
                 break
         return bool(verdict)
 
 
-def _verdict(globs: Globs, folder: Path, path: Path, is_folder: bool) -> bool | None:
+def _verdict(globs: Globs | None, folder: Path, path: Path, is_folder: bool) -> bool | None:
     """True = leave out, False = take in (a pattern with "!"), None = no pattern matches."""
+    if globs is None:
+        return None
     name = path.relative_to(folder).as_posix()
     return globs.verdict(f"{name}/" if is_folder else name)
 

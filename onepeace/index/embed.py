@@ -45,13 +45,6 @@ HOP = 5.0
 """Window and hop in seconds; a sound that is longer than the window gets one vector per window."""
 COMPILE_FROM = 5000
 """Number of new files from which a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
-EVERY = 5.0
-"""Seconds between two pictures of an unchanging scene."""
-STRETCH = 3.0
-"""Factor by which key frames may be farther apart before frames between them are decoded: encoders with a key frame
-every 10 s add others where scenes change."""
-CHANGE = 0.25
-"""Share of the colours that differ in a new scene; pictures that are similar nevertheless are left out later."""
 ALIKE = 0.98
 """Minimum cosine of successive pictures of which only the first is stored."""
 MOST = 1000
@@ -199,7 +192,7 @@ class Video(CompositeItem):
         pieces: Callable[[str, object], Pieces],
     ) -> Iterator[tuple[float, float, "Tensor"]]:
         step = max(STEP, (self.duration or 0.0) / MOST)
-        for frame in frames(self.value, every=max(EVERY, step), change=CHANGE, step=step, stretch=STRETCH):
+        for frame in frames(self.value, step=step):
             if self.num_pictures == MOST:
                 raise UserError(f"only its first {MOST} pictures are in the index, up to second {frame.time:.0f}")
             for _, _, sample in pieces("image", frame.image):

@@ -246,7 +246,6 @@ TAGS_OF_EXIF = {
     "camera": "X100V",
     "lens": "23 mm F2",
     "rating": 2,
-    "keywords": ["sun", "beach"],
     "latitude": -33.865,
     "longitude": 151.21,
 }
@@ -257,7 +256,6 @@ def tagged_exif():
     data[ExifTags.Base.Make] = "FUJIFILM"
     data[ExifTags.Base.Model] = "X100V\0 "
     data[ExifTags.Base.Rating] = 2
-    data[ExifTags.Base.XPKeywords] = "sun;beach".encode("utf-16-le")
     data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] = "23 mm F2"
     position = data.get_ifd(ExifTags.IFD.GPSInfo)
     position[ExifTags.GPS.GPSLatitudeRef] = "S"
