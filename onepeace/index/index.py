@@ -347,16 +347,13 @@ class Index:
         kinds = kinds_of(only, self.modalities)
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
-        # Functions, so that a query that needs no model, or the text branch alone, loads none.
-        vector = encode(query, self.store, self.matrix, lambda: self.embedder, lambda: self.text_branch)
+        vector = encode(query, self)
         folders = [below] if isinstance(below, (str, os.PathLike)) else below
         allowed = self._cached_mask_of(kinds, condition, tuple(os.fspath(folder) for folder in folders))
-        allowed = without_files(self.store, self.matrix, allowed, query.paths)
-        allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
-        text = " ".join(query.texts) if query.is_text else ""
-        words = WordSearch(self.store, text, self.matrix.num_files)
-        search = Search(self.store, self.matrix, self.banks, self.service, vector, words, allowed, options)
-        results = search.results()
+        allowed = without_files(self, allowed, query.paths)
+        allowed = without_other_spaces(self, allowed, vector.vector)
+        words = WordSearch(self.store, " ".join(query.texts) if query.is_text else "", self.matrix.num_files)
+        results = Search(self, vector, words, allowed, options).results()
         if options.offset:  # hints stand above the first page
             return results
         lines, suggestion = hints(query.texts, self._vocabulary if query.texts else {}, words.has)

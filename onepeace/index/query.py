@@ -4,10 +4,10 @@ of the matrix may be hits; and the options of a search."""
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,6 @@ from onepeace.hub.towers.config import names_towers
 from onepeace.index.database import IN_LIST, Store, sql_below
 from onepeace.index.filters import Condition
 from onepeace.index.vectors import Matrix
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
-    from onepeace.export.text_branch import TextBranch
 
 FIELDS = ("text", "image", "audio", "like", "without", "vector")
 """Fields of a query that have values to search by."""
@@ -182,37 +178,26 @@ class QueryVector(NamedTuple):
         return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
 
 
-def encode(
-    query: Query,
-    store: Store,
-    matrix: Matrix,
-    load: "Callable[[], Embedder]",
-    branch: "Callable[[], TextBranch | None]",
-) -> QueryVector:
-    """Encode a query.
-
-    Args:
-        store, matrix: the index, for `like`.
-        load: returns the model of the index; called only if a part needs it.
-        branch: returns the text branch, which encodes text without the model, if it exists.
+def encode(query: Query, index: Any) -> QueryVector:
+    """Encode a query by the model of an `Index`, which is loaded only if a part needs it, or by the text branch.
 
     Raises:
         UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
     to_encode = [part for part in query.parts if part.field not in ("like", "vector")]
-    text_branch = branch() if to_encode and all(part.field == "text" for part in to_encode) else None
+    is_text = all(part.field == "text" for part in to_encode)
     encoded: Any = []
-    if text_branch is not None:
-        encoded = text_branch.encode([part.value for part in to_encode])
+    if to_encode and is_text and index.text_branch is not None:
+        encoded = index.text_branch.encode([part.value for part in to_encode])
     elif to_encode:
-        encoded = load().encode([{part.field: part.value} for part in to_encode], progress=False)
+        encoded = index.embedder.encode([{part.field: part.value} for part in to_encode], progress=False)
     vectors = iter(np.asarray(encoded))
     encoded_parts = []
     for part in query.parts:
         if part.field == "like":
-            encoded_parts += _of_index(os.fspath(part.value), part.weight, store, matrix)
+            encoded_parts += _of_index(os.fspath(part.value), part.weight, index)
         elif part.field == "vector":
-            vector = _checked(part.value, store.embed_dim)
+            vector = _checked(part.value, index.embed_dim)
             encoded_parts.append(EncodedPart(bank="sentence", vector=vector, weight=part.weight))
         else:
             bank = bank_of_text(part.value) if part.field == "text" else part.field
@@ -244,17 +229,17 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
     return _unit(vector, problem)
 
 
-def _of_index(path: str, weight: float, store: Store, matrix: Matrix) -> list[EncodedPart]:
+def _of_index(path: str, weight: float, index: Any) -> list[EncodedPart]:
     """The mean vector of a file; for a video, one of its frames and one of its audio track."""
-    paths = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
-    item = next(store.items("path IN (?, ?) AND problem IS NULL", paths), None)
+    item = index.item(path) or index.item(os.path.abspath(path))
     if item is None:
-        raise UsageError(f"not in the index {store.folder}; give it as a picture or sound, or add it first", where=path)
+        raise UsageError(f"not in the index {index.folder}; give it as a picture or sound, or add it first", where=path)
+    matrix = index.matrix
     rows = np.flatnonzero(matrix.file == item.id)
     codes = matrix.modality[rows]
     parts = []
     for code in dict.fromkeys(codes.tolist()):
-        modality = store.modalities[code]
+        modality = index.modalities[code]
         mean = matrix.vectors_of(rows[codes == code]).mean(axis=0, dtype=np.float64)
         vector = _unit(mean, f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
@@ -299,20 +284,16 @@ def mask_of(
     return rows_of_files(matrix, store.ids(sql, parameters))
 
 
-def without_files(
-    store: Store, matrix: Matrix, allowed: np.ndarray | None, paths: Sequence[bytes]
-) -> np.ndarray | None:
+def without_files(index: Any, allowed: np.ndarray | None, paths: Sequence[bytes]) -> np.ndarray | None:
     """A mask of rows, (n,) bool or None for all, without the rows of some files."""
     if not paths:
         return allowed
-    ids = store.ids(f"path IN ({', '.join('?' * len(paths))})", paths)
-    remaining = ~rows_of_files(matrix, ids)
+    ids = index.store.ids(f"path IN ({', '.join('?' * len(paths))})", paths)
+    remaining = ~rows_of_files(index.matrix, ids)
     return remaining if allowed is None else allowed & remaining
 
 
-def without_other_spaces(
-    store: Store, matrix: Matrix, allowed: np.ndarray | None, vector: np.ndarray
-) -> np.ndarray | None:
+def without_other_spaces(index: Any, allowed: np.ndarray | None, vector: np.ndarray) -> np.ndarray | None:
     """(n,) bool: the allowed rows of modalities that have dimensions in common with a query; None = all.
 
     In a space joined from those of several models (onepeace/hub/towers), a picture and a sound may have none.
@@ -324,23 +305,23 @@ def without_other_spaces(
     Raises:
         UserError: there are allowed rows, and none of them can be compared with the query.
     """
-    if vector.all() or not names_towers(store.meta["model"]):  # there is one space
+    if vector.all() or not names_towers(index.model):  # there is one space
         return allowed
     codes_of_other_spaces = []
-    for code in range(len(store.modalities)):
-        rows = np.flatnonzero(matrix.modality == code)
-        some_vectors = matrix.vectors_of(rows[:: len(rows) // LOOKED_AT + 1])
+    for code in range(len(index.modalities)):
+        rows = np.flatnonzero(index.matrix.modality == code)
+        some_vectors = index.matrix.vectors_of(rows[:: len(rows) // LOOKED_AT + 1])
         if some_vectors.any() and not some_vectors[:, vector != 0].any():
             codes_of_other_spaces.append(code)
     if not codes_of_other_spaces:
         return allowed
-    comparable = ~np.isin(matrix.modality, codes_of_other_spaces)
+    comparable = ~np.isin(index.matrix.modality, codes_of_other_spaces)
     if allowed is not None:
         comparable &= allowed
     if not comparable.any() and (allowed is None or allowed.any()):
-        modalities = " or ".join(store.modalities[code] for code in codes_of_other_spaces)
+        modalities = " or ".join(index.modalities[code] for code in codes_of_other_spaces)
         raise UserError(
-            f"this query has no space in common with {modalities} in the model {store.meta['model']}; search by words, "
+            f"this query has no space in common with {modalities} in the model {index.model}; search by words, "
             "which all its parts read"
         )
     return comparable

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.index.database import Store
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Banks, Scale, level, worth
+from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Scale, level, worth
 from onepeace.index.query import QueryVector, SearchOptions, rows_of_files
-from onepeace.index.vectors import Matrix, Neighbours
+from onepeace.index.vectors import Neighbours
 from onepeace.index.words import WordSearch
 
 NAMED = "named"
@@ -184,8 +183,7 @@ class Search:
     """One search of an index.
 
     Args:
-        store, matrix, banks: one state of the index.
-        service: a vector database that proposes candidates, or None.
+        index: an `Index`, in its context `reading`.
         query: the query as a vector.
         words: its words.
         allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
@@ -194,23 +192,20 @@ class Search:
 
     def __init__(
         self,
-        store: Store,
-        matrix: Matrix,
-        banks: Banks,
-        service: Any,
+        index: Any,
         query: QueryVector,
         words: WordSearch,
         allowed: np.ndarray | None,
         options: SearchOptions,
     ) -> None:
-        self.store = store
-        self.matrix = matrix
-        self.service = service
+        self.store = index.store
+        self.matrix = index.matrix
+        self.service = index.service
         self.query = query
         self.words = words
         self.allowed = allowed
         self.options = options
-        self.scale = Scale(banks, query) if options.rank == "match" else None
+        self.scale = Scale(index.banks, query) if options.rank == "match" else None
         self.are_rare = options.rank == "match" and words.are_rare
         end = options.offset + options.top
         self.num_ordered = end if options.sort == "match" else -(-end // POOL) * POOL
@@ -224,9 +219,16 @@ class Search:
             is_relevant = bool(candidates.have_words.any() or candidates.matches.max() >= RELEVANT)
         return Results(
             hits=self._page(candidates, groups),
-            compared=count_files(self.matrix, self.allowed),
+            compared=self._count_files(),
             relevant=is_relevant,
         )
+
+    def _count_files(self) -> int:
+        """Number of files with an allowed row."""
+        if self.allowed is None:
+            return self.matrix.num_files
+        _, file_of_row = self.matrix.files
+        return int(np.count_nonzero(np.bincount(file_of_row[self.allowed])))
 
     def _ordered(self) -> tuple[Candidates, list[list[int]]]:
         """Candidates and their groups, of which the first `num_ordered` are final: more rows change nothing there.
@@ -337,14 +339,12 @@ class Search:
 
     def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
         """The hits from `offset` on, `top` of them."""
-        sort = self.options.sort
         page = slice(self.options.offset, self.options.offset + self.options.top)
-        groups = groups[page] if sort == "match" else self._without_weak(candidates, groups)[: self.num_ordered]
         file_of = self.matrix.file[candidates.rows].tolist()
+        if self.options.sort != "match":
+            groups = self._sorted(candidates, groups)
+        groups = groups[page]
         items = self.store.items_of({file_of[place] for group in groups for place in group})
-        if sort != "match":
-            leaders = [items[file_of[group[0]]] for group in groups]
-            groups = [groups[number] for number in sorted_in_pools(leaders, sort)[page]]
         words_by_file = self.words.words_by_file([file_of[group[0]] for group in groups])
         hits = []
         for rank, (place, *copies) in enumerate(groups, self.options.offset + 1):
@@ -368,29 +368,22 @@ class Search:
             )
         return tuple(hits)
 
-    def _without_weak(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
-        """The groups to sort by date or path: weak ones would hide the best, so they are left out, but for those with
-        all words, and unless all are weak or a minimum was given."""
-        if self.options.min_match is not None or candidates.matches is None:
-            return groups
-        is_kept = (candidates.matches >= POSSIBLE) | candidates.have_words
-        return [group for group in groups if is_kept[group[0]]] or groups
+    def _sorted(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
+        """The groups by date, newest first, or by path, inside each pool of `POOL` files.
 
+        Weak ones would hide the best, so they are left out, but for those with all words, and unless all are weak or a
+        minimum was given.
+        """
+        if self.options.min_match is None and candidates.matches is not None:
+            is_kept = (candidates.matches >= POSSIBLE) | candidates.have_words
+            groups = [group for group in groups if is_kept[group[0]]] or groups
+        groups = groups[: self.num_ordered]
+        leaders = self.matrix.file[candidates.rows[[group[0] for group in groups]]].tolist()
+        items = self.store.items_of(leaders)
 
-def sorted_in_pools(items: Sequence[Item], sort: str) -> list[int]:
-    """Order of the files by date, newest first, or by path, inside each pool of `POOL` files."""
+        def key(number: int) -> tuple[int, float, str]:
+            item = items[leaders[number]]
+            age = -(item.date or 0.0) if self.options.sort == "date" else 0.0
+            return number // POOL, age, item.path
 
-    def key(number: int) -> tuple[int, float, str]:
-        item = items[number]
-        age = -(item.date or 0.0) if sort == "date" else 0.0
-        return number // POOL, age, item.path
-
-    return sorted(range(len(items)), key=key)
-
-
-def count_files(matrix: Matrix, allowed: np.ndarray | None) -> int:
-    """Number of files with an allowed row."""
-    if allowed is None:
-        return matrix.num_files
-    _, file_of_row = matrix.files
-    return int(np.count_nonzero(np.bincount(file_of_row[allowed])))
+        return [groups[number] for number in sorted(range(len(groups)), key=key)]

@@ -271,7 +271,7 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
         weights={"like": 2.0},
     )
 
-    encoded = encode(query, index.store, index.matrix, pytest.fail, pytest.fail)
+    encoded = encode(query, index)
 
     np.testing.assert_allclose(encoded.vector, unit(3 * at(0) + 2 * at(90)), atol=1e-6)
     assert [part.bank for part in encoded.parts] == ["image", "image", "sentence"]
