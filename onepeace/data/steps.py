@@ -147,7 +147,7 @@ class Steps:
             times = fetches(reader.num_lanes, reader.machines)
             remedy = ""
             if times > 1:
-                remedy = f"; once needs batches: mixed, and data.lanes a multiple of {reader.machines} up to the shards"
+                remedy = f"; for once set data.batches=mixed, and data.lanes to a multiple of {reader.machines}"
             log.info(
                 "%s: each of %d shards is fetched %.3g times an epoch (machines: %d, lanes: %d)%s",
                 name,

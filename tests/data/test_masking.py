@@ -146,16 +146,6 @@ def test_joint_mask_takes_hidden_tokens_if_too_few_were_visible():
         assert newly_hidden[row].sum() == min(int(0.4 * count), num_visible)
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_mask_of_an_empty_text(length):
-    """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
-    lengths = np.array([length])
-    masks = draw(MaskRates("word", 0.15, 0.4), lengths, all_start(1, length))
-    for mask in masks.values():
-        check_mask(mask, lengths)
-    assert masks["joint"].keep.tolist() == [list(range(length + 1))]
-
-
 @UNITS
 def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
     lengths = np.array([30, 7, 60])

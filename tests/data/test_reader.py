@@ -167,7 +167,7 @@ def test_line_at_the_start_says_how_often_a_shard_is_fetched(processors, monkeyp
         make_steps(processors, run_recipe, 0, world_size)._tell_fetches()
     once, more_often = caplog.messages
     assert once == "image+text: each of 8 shards is fetched 1 times an epoch (machines: 2, lanes: 8)"
-    assert "is fetched 1.25 times an epoch (machines: 3, lanes: 8); once needs" in more_often
+    assert "is fetched 1.25 times an epoch (machines: 3, lanes: 8); for once set" in more_often
 
 
 # What is read

@@ -117,18 +117,6 @@ def test_index_finds_the_members_of_a_key(tmp_path, cached):
         ]
 
 
-def test_damaged_index_is_made_again(tmp_path, cached):
-    path = write(tmp_path / "a.tar", ["x", "y"])
-    whole = contents(cached(path))
-    (index_file,) = (tmp_path / "cache/shards").glob("*.index")
-    index = index_file.read_bytes()
-    for position in range(0, len(index), 16):
-        index_file.write_bytes(index[:position] + bytes([index[position] ^ 1]) + index[position + 1 :])
-        assert contents(cached(path)) == whole
-    index_file.write_bytes(index[:50])
-    assert contents(cached(path)) == whole
-
-
 def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
     for keys_of_version in (["x"], ["y", "x"]):
         write(tmp_path / "new.tar", keys_of_version)

@@ -8,7 +8,6 @@ import torch
 from support.batches import (
     DENOISING,
     IMAGES,
-    NUM_TOKENS,
     SIZE,
     SOUNDS,
     batches,
@@ -69,23 +68,6 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
     assert not same(expected[3], expected[4])
     other_seed = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
     assert not same(make_steps(processors, other_seed)[3], expected[3])
-
-
-def test_masks_and_drop_fit_their_batch(root, processors):
-    run_recipe = recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING)
-    steps = make_steps(processors, run_recipe)
-    (batch,) = batches(steps, 0)
-    assert set(batch.masks) == {"text", "image"}
-    assert "contrastive" not in batch.masks["text"]
-    image = batch.masks["image"]
-    assert image["contrastive"].keep.shape == (4, 1 + 9 - 4)
-    assert image["unimodal"].keep.shape == (4, 4)
-    rows = image["unimodal"].masked // 9
-    assert rows.bincount().tolist() == [6] * 4
-    lengths = NUM_TOKENS["text"](batch.inputs["text"]).tolist()
-    assert batch.lengths["text"].tolist() == [length + 1 for length in lengths]
-    masked = batch.lengths["text"] - batch.masks["text"]["joint"].visible
-    assert masked.tolist() == [int(0.4 * (length - 1)) for length in lengths]
 
 
 def test_captions_and_templates_are_all_drawn(root, processors):

@@ -133,28 +133,6 @@ def test_ending_of_a_file_without_one_is_that_of_its_format(parquet_of, column, 
     assert ".." not in record.inputs[column].path.parts
 
 
-def test_unusable_rows_are_named_and_the_others_used(parquet_of, shards, written):
-    row_by_reason = {
-        "has no image": {"image": None, "text": "x"},
-        "no caption and no label": {"image": cell(PICTURES[0]), "text": None},
-        "not a picture": {"image": cell(b"nothing"), "text": "x"},
-        "empty": {"image": cell(b"", "a.png"), "text": "x"},
-        "no such file": {"image": cell(None, "gone.png"), "text": "x"},
-        "is an address": {"image": cell(None, "https://example.org/a.png"), "text": "x"},
-    }
-    first, last = captioned_rows(2)
-    source = parquet_of([first, *row_by_reason.values(), last])
-
-    header, *lines = shards(source, code=1).splitlines()
-
-    assert captions_of(written()) == ["a red square", "a green square"]
-    assert "6 skipped, 2 written" in header
-    assert len(lines) == 6
-    for i, reason in enumerate(row_by_reason):
-        assert lines[i].startswith(f"  {source} row {i + 2}: ")
-        assert reason in lines[i]
-
-
 def test_text_that_is_not_unicode_is_left_out(tmp_path):
     table = pa.Table.from_pylist([{"image": cell(picture)} for picture in PICTURES[:2]])
     text = pa.array([b"\xe9", b"fine"], pa.binary()).view(pa.string())
@@ -215,15 +193,13 @@ def test_damaged_row_group_is_one_line(parquet_of):
 # ------------------------------------------------------------------ what is read
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_columns_with_other_names(tmp_path, parquet_of, shards, written, suffix):
     (tmp_path / "red.png").write_bytes(PICTURES[0])
     row = {"Img": "red.png", "text": "not this one", "Sentence": "a red square"}
     source = tmp_path / f"t{suffix}"
     if suffix == ".parquet":
         parquet_of([row])
-    elif suffix == ".csv":
-        source.write_text(f"{','.join(row)}\n{','.join(row.values())}")
     else:
         source.write_text(json.dumps(row))
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.clips import plain_video
-from support.downloads import picture
 from support.layouts import layout_file, picture_of
 
 from onepeace.data.shard import content_of, open_shard
@@ -65,17 +64,6 @@ def test_vqav2_validation_has_the_classes_of_training(prepare):
     assert shards.classes("val/vqav2") == shards.classes("train/vqav2") == ["net", "2", "man"]
 
 
-def test_vqav2_test_split_has_no_answers(prepare):
-    questions = [{"question_id": 1, "image_id": 7, "question": "What?"}]
-    files = {
-        "v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": questions},
-        "test2015/COCO_test2015_000000000007.jpg": picture(7),
-    }
-    shards = prepare("vqav2", "val=[test-dev2015]", files=files)
-    assert shards.sample("val/vqav2/vqav2_test-dev2015-*.tar").targets == {}
-    assert len(shards.classes("val/vqav2")) == 3
-
-
 @pytest.mark.parametrize(
     ("answer", "normal"),
     [
@@ -91,19 +79,7 @@ def test_vqa_answers_are_spelt_as_the_official_evaluation_does(answer, normal):
 
 def test_vqa_scores_are_the_mean_over_nine_of_ten_people():
     people = ["cat"] * 1 + ["dog"] * 2 + ["The cow"] * 3 + ["pig"] * 4
-
-    def official_score(answer):
-        scores = []
-        for left_out in range(10):
-            nine = people[:left_out] + people[left_out + 1 :]
-            num_agreeing = sum(normalize_answer(person) == answer for person in nine)
-            scores.append(min(1, num_agreeing / 3))
-        return np.mean(scores)
-
-    scores = soft_scores(people)
-    assert scores == {"cat": 0.3, "dog": 0.6, "cow": 0.9, "pig": 1.0}
-    for answer, score in scores.items():
-        assert score == pytest.approx(official_score(answer))
+    assert soft_scores(people) == {"cat": 0.3, "dog": 0.6, "cow": 0.9, "pig": 1.0}
 
 
 def test_nlvr2_has_two_pictures(prepare):
