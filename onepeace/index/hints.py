@@ -75,11 +75,8 @@ def hints(texts: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], 
             as it is. It is called for words that would get a hint.
     """
     results = [_hints_of_text(text, vocabulary, occurs) for text in texts if len(text) <= MAX_CHARACTERS]
-    lines: list[str] = []
-    for result in results:
-        lines += result.lines
-    suggestion = results[0].suggestion if len(results) == len(texts) == 1 else None
-    return Hints(tuple(dict.fromkeys(lines)), suggestion)
+    lines = dict.fromkeys(line for result in results for line in result.lines)
+    return Hints(tuple(lines), results[0].suggestion if len(results) == len(texts) == 1 else None)
 
 
 def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Hints:
@@ -94,14 +91,13 @@ def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bo
             corrections[word] = correction
         elif not _is_compound(word, vocabulary):
             others.append(word)
-    if not corrections:
-        negation = _negation(text)
-        is_unknown = 2 * len(others) >= max(1, len(words))
-        return Hints((*negation.lines, _unknown(others)) if is_unknown else negation.lines, negation.suggestion)
     corrected = WORD.sub(lambda match: corrections.get(match[0], match[0]), text)
-    question = f'did you mean "{corrected}"? {_unknown([*corrections, *others])}'
-    negation = _negation(corrected)
-    return Hints((question, *negation.lines), negation.suggestion or Suggestion(corrected))
+    lines, suggestion = _negation(corrected)
+    if corrections:
+        question = f'did you mean "{corrected}"? {_unknown([*corrections, *others])}'
+        return Hints((question, *lines), suggestion or Suggestion(corrected))
+    is_unknown = 2 * len(others) >= max(1, len(words))
+    return Hints((*lines, _unknown(others)) if is_unknown else lines, suggestion)
 
 
 def _unknown(words: Sequence[str]) -> str:
@@ -153,10 +149,8 @@ def _stems(word: str) -> Iterator[str]:
 
 def _is_compound(word: str, vocabulary: Vocabulary) -> bool:
     """Whether a word is two words, as streetlamp is."""
-    for end in range(SHORTEST_STEM, len(word) - SHORTEST_STEM + 1):
-        if _is_inflected(word[:end], vocabulary, 1) and _is_inflected(word[end:], vocabulary, 1):
-            return True
-    return False
+    ends = range(SHORTEST_STEM, len(word) - SHORTEST_STEM + 1)
+    return any(_is_inflected(word[:end], vocabulary, 1) and _is_inflected(word[end:], vocabulary, 1) for end in ends)
 
 
 def _correction(word: str, vocabulary: Vocabulary) -> str | None:
@@ -202,13 +196,7 @@ def _negation(text: str) -> Hints:
     left_out = text[match.end() :].strip(" ,;.")
     if not left_out:
         return Hints()
-    if len(left_out.split()) > MAX_UNWANTED:
+    if not kept or len(left_out.split()) > MAX_UNWANTED:
         return Hints(("the model cannot negate; name what to leave out with: --without WORDS",))
-    if not kept:
-        return Hints((f"the model cannot negate; leave something out with: --without {_quoted(left_out)}",))
-    option = f"--text {_quoted(kept)} --without {_quoted(left_out)}"
+    option = f'--text "{kept}" --without "{left_out}"'
     return Hints((f"the model cannot negate; use: {option}",), Suggestion(kept, left_out))
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'

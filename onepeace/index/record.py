@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,8 @@ class Elsewhere:
     def __init__(self, store: Store, folders: Sequence[Path]) -> None:
         self._store = store
         self._folders = [folder for folder in folders if folder != store.folder]
+        self._opened = ExitStack()
+        self.close = self._opened.close
 
     def same_file(self, item: Item) -> Known | None:
         """A file with this path, size, time and kind."""
@@ -108,17 +110,13 @@ class Elsewhere:
         """A file with this content and kind."""
         return self._find("hash = ? AND modality = ?", (item.hash, item.modality))
 
-    def close(self) -> None:
-        for store in self.__dict__.get("_stores", ()):
-            store.close()
-
     def _find(self, condition: str, parameters: Sequence[Any]) -> Known | None:
         for store in self._stores:
             for item in store.items(f"problem IS NULL AND {condition}", parameters):
-                spans, vectors = store.vectors_of(item.id)
-                words = store.words([item.id])
-                if spans and words:  # else it was removed just now
-                    return Known(item, spans, vectors, words[item.id].text)
+                with suppress(KeyError):
+                    found = known(store, item)
+                    if found.spans:  # else it was removed just now
+                        return found
         return None
 
     @cached_property
@@ -126,12 +124,17 @@ class Elsewhere:
         stores = []
         for folder in self._folders:
             with suppress(UserError):
-                other = Store(folder)
+                other = self._opened.enter_context(closing(Store(folder)))
                 if all(other.meta[key] == self._store.meta[key] for key in SAME_VECTORS):
                     stores.append(other)
-                else:
-                    other.close()
         return stores
+
+
+def known(store: Store, item: Item) -> Known:
+    """A file of an index with its vectors and text; KeyError if it is gone."""
+    words = store.words([item.id])[item.id]
+    spans, vectors = store.vectors_of(item.id)
+    return Known(item, spans, vectors, words.text)
 
 
 class Recorder:
@@ -200,15 +203,15 @@ class Recorder:
             self.record_problem(item, original.problem)
         elif original.path == item.path:
             self.report.unchanged += 1
-            self._add(self._known(original)._replace(item=item))
+            self._add(known(self.store, original)._replace(item=item))
         else:
-            self.record_known(item, self._known(original))
+            self.record_known(item, known(self.store, original))
 
-    def record_known(self, item: Item, known: Known) -> None:
+    def record_known(self, item: Item, original: Known) -> None:
         """A file whose vectors are those of a file with the same content."""
         self.report.copied += 1
         self.num_copies[item.hash] += 1
-        self._add(known._replace(item=item))
+        self._add(original._replace(item=item))
 
     def record_unchanged(self, previous: Item, item: Item) -> None:
         """A file that is as it was, though its caption and other columns may have changed."""
@@ -221,7 +224,7 @@ class Recorder:
         if described != previous:
             if has_vectors:
                 self.report.recaptioned += 1
-            self._add(self._known(previous)._replace(item=described))
+            self._add(known(self.store, previous)._replace(item=described))
 
     def record_problem(self, item: Item, reason: str) -> None:
         """A file that cannot be embedded. One that could not even be read keeps the vectors that it has."""
@@ -251,11 +254,6 @@ class Recorder:
     def _words_of(self, file: Known) -> Words:
         """The words that find a file; none for one that could not be embedded."""
         return words_of(file.item, self._folders, file.text) if file.item.problem is None else Words()
-
-    def _known(self, item: Item) -> Known:
-        """A file of the index with its vectors and text."""
-        spans, vectors = self.store.vectors_of(item.id)
-        return Known(item, spans, vectors, self.store.words([item.id])[item.id].text)
 
     def _add(self, file: Known) -> None:
         self.items[file.item.path] = file.item

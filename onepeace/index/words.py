@@ -9,6 +9,7 @@ done here, to files and queries alike: names also end where a small letter is fo
 a digit (MyHoliday2024), and scripts that are written without spaces are words of one character, found as phrases.
 """
 
+import itertools
 import json
 import os
 import re
@@ -107,29 +108,20 @@ class WordSearch:
 
     def has(self, word: str) -> bool:
         """Whether a file of the index has a word, which need not be one of the query."""
-        if word in self.expressions:
-            return self.expressions[word] is not None
-        return self._expression(word) is not None
+        return self.expressions.get(word) is not None or self._expression(word) is not None
 
     def _expression(self, word: str) -> str | None:
-        """Expression for a word if a file has it, else for the words of which it is a part."""
+        """Expression for a word if a file has it, else for the words of which it is a part; None if no file has one."""
         expression = _expression_of(word)
-        if self._finds(expression):
-            return expression
-        wholes = self._words_with(_folded(word))
-        if wholes and self._finds(_in_texts(wholes)):
-            return _in_texts(wholes)
-        return None
+        part = _folded(word)
+        if not self._finds(expression) and len(part) >= MIN_PART and part.isalnum():
+            wholes = re.findall(f"^.*{part}.*$", self.store.vocabulary, re.MULTILINE)[:MAX_WHOLES]
+            expression = _in_texts(wholes or [word])
+        return expression if self._finds(expression) else None
 
     def _finds(self, expression: str) -> bool:
         """Whether an expression finds a file."""
         return bool(self.store.select("SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT 1", (expression,)))
-
-    def _words_with(self, part: str) -> list[str]:
-        """Words of the index that have a part."""
-        if len(part) < MIN_PART or not part.isalnum():
-            return []
-        return re.findall(f"^.*{part}.*$", self.store.vocabulary, re.MULTILINE)[:MAX_WHOLES]
 
 
 def words_of_query(query: str) -> list[str]:
@@ -213,13 +205,8 @@ def separated(text: str) -> str:
 def parts_of_name(name: str) -> str:
     """A name with spaces where words within it end: MyHoliday2024 is My Holiday 2024."""
     shape = "".join(map(_shape, name))
-    pieces = []
-    start = 0
-    for match in NAME_ENDS.finditer(shape):
-        end = match.start()
-        pieces.append(name[start:end])
-        start = end
-    pieces.append(name[start:])
+    ends = [match.start() for match in NAME_ENDS.finditer(shape)]
+    pieces = [name[start:end] for start, end in itertools.pairwise([0, *ends, len(name)])]
     return separated(" ".join(pieces))
 
 
@@ -233,34 +220,22 @@ def _shape(character: str) -> str:
 
 def _with_parts(names: str) -> str:
     """Names of folders and a file, and those that have parts a second time by them."""
-    texts = []
-    parts_of_names = []
-    for name in names.split(os.sep):
-        text = separated(name)
-        parts = parts_of_name(name)
-        texts.append(text)
-        if parts != text:
-            parts_of_names.append(parts)
-    return " / ".join([*texts, *parts_of_names])
+    texts = [separated(name) for name in names.split(os.sep)]
+    parts = [parts_of_name(name) for name in names.split(os.sep)]
+    return " / ".join([*texts, *(part for part in parts if part not in texts)])
 
 
 def _names(path: str, folders: Iterable[str]) -> str:
     """The part of a path that names a file: from the outermost indexed folder on, and without lines of a table."""
     shard_or_table = whole_of(path)
-    above = []
-    for folder in folders:
-        if path.startswith(os.path.join(folder, "")):
-            above.append(os.path.dirname(folder))
-    if not above:
-        above.append(os.path.dirname(shard_or_table or path))
-    start = min(map(len, above))
-    names = path[start:]
-    if shard_or_table is not None:
-        container, _ = split_ending(shard_or_table[start:])
-        part = path[len(shard_or_table) :]
-        is_line = part.removeprefix(SEPARATOR).isdigit()
-        names = container if is_line else container + part
-    return names
+    above = [os.path.dirname(folder) for folder in folders if path.startswith(os.path.join(folder, ""))]
+    start = min(map(len, above), default=len(os.path.dirname(shard_or_table or path)))
+    if shard_or_table is None:
+        return path[start:]
+    container, _ = split_ending(shard_or_table[start:])
+    part = path[len(shard_or_table) :]
+    is_line = part.removeprefix(SEPARATOR).isdigit()
+    return container if is_line else container + part
 
 
 def _cells(value: Any) -> Iterator[str]:

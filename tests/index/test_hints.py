@@ -99,7 +99,7 @@ def test_negation_of_a_misspelt_word(hints_of):
 
 
 def test_negation_of_all_and_none(hints_of):
-    assert hints_of("not a dog") == Hints(('the model cannot negate; leave something out with: --without "a dog"',))
+    assert hints_of("not a dog") == Hints(("the model cannot negate; name what to leave out with: --without WORDS",))
     assert hints_of("a no parking sign") == Hints()
 
 
