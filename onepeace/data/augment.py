@@ -241,8 +241,8 @@ class AudioAugment(Augment):
     """Probability that silence at the clip's end is cut off: some data sets pad all clips to one length."""
 
     def load(self, item: Any, processor: Any) -> Tensor:
-        """(N,) float16 mono at the model's sampling rate, not normalised; float16 halves the memory of the cache."""
-        return processor.load(item).half()
+        """(N,) mono at the model's sampling rate, not normalised."""
+        return processor.load(item)
 
     def vary(
         self,
@@ -266,9 +266,8 @@ class AudioAugment(Augment):
         gain = _amplitude(rng.uniform(-self.gain_db, self.gain_db))
         return processor.finish(samples) * gain, text
 
-    def _trim_and_shift(self, item: Tensor, rng: np.random.Generator) -> Tensor:
+    def _trim_and_shift(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         """The clip, perhaps trimmed and shifted."""
-        samples = item.float()
         if self.trim and rng.random() < self.trim:
             loudness = samples.abs()
             audible = (loudness > SILENCE * loudness.max()).nonzero()

@@ -1,6 +1,5 @@
 """Assembly of batches: each item's sample is read and decoded, the items are collated, and masks are drawn."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.data.augment import Another, AudioAugment, Augment, join_captions, make_augments
+from onepeace.data.augment import Another, Augment, join_captions, make_augments
 from onepeace.data.batch import Batch, Inputs, Mask
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates, draw_masks, word_starts, word_table
@@ -69,9 +68,6 @@ class BatchBuilder:
         self.features = features or {}
         self.augments = dict.fromkeys(processors, Augment())
         self.augments.update(make_augments(config.augment))
-        self._sounds: OrderedDict[Any, Tensor] = OrderedDict()
-        """Decoded sounds, the one that was used last at the end."""
-        self._free_sound_bytes = round(config.sound_megabytes * 1e6)
         self.word_table: Any = None
         if "text" in {*self.masks, *config.token_dropout}:
             vocabulary = processors["text"].tokenizer.get_vocab()
@@ -197,19 +193,8 @@ class BatchBuilder:
         return values[0], varied_caption
 
     def _load(self, modality: str, content: Any) -> Any:
-        """Load an input; sounds come from their cache, if they are in it."""
-        augment = self.augments[modality]
-        if not (self.config.sound_megabytes and isinstance(augment, AudioAugment)):
-            return augment.load(content_of(content), self.processors[modality])
-        if content not in self._sounds:
-            self._sounds[content] = augment.load(content_of(content), self.processors[modality])
-            self._free_sound_bytes -= self._sounds[content].nbytes
-        self._sounds.move_to_end(content)
-        loaded = self._sounds[content]
-        while self._free_sound_bytes < 0:
-            _, oldest = self._sounds.popitem(last=False)
-            self._free_sound_bytes += oldest.nbytes
-        return loaded
+        """Read and load an input."""
+        return self.augments[modality].load(content_of(content), self.processors[modality])
 
     def _choose_caption(
         self,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.reader import Count, NotNegative, Positive, Probability, Share
+from onepeace.config.reader import Count, Positive, Probability, Share
 from onepeace.data.augment import make_augments
 from onepeace.errors import UserError
 
@@ -89,9 +89,6 @@ class DataConfig:
     cache_gigabytes: Positive = 20.0
     """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
     least recently used files are removed."""
-    sound_megabytes: NotNegative = 0.0
-    """Decoded sounds that each worker keeps for later epochs, where data.augment.audio varies them; the least recently
-    used ones give way. Decoding takes seven times as long as varying, so that it pays for a set that fits."""
     broken_limit: Probability = 0.02
     """Share of a source above which losses stop the run: unreadable shards, of all, and broken samples, of those drawn
     since the run began."""

@@ -1,7 +1,6 @@
 """The batches of every step: what they hold, that they depend on nothing but seed and number, and what breaks."""
 
 import multiprocessing
-from collections import Counter
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from support.batches import (
 )
 from support.small_shards import write_shard, write_tar
 
-from onepeace.data.augment import AudioAugment
 from onepeace.data.builder import multi_positive_ids
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
@@ -148,28 +146,6 @@ def test_loader_leaves_the_global_generator_alone(root, processors):
     state = torch.get_rng_state()
     list(loader(make_steps(processors, recipe(root)), 0, 2, workers=1))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_sounds_are_kept_up_to_a_limit(root, processors, monkeypatch):
-    """By default none; 16 items are of six sounds of 40 kB, of which a cache has room for all, for two, or for none."""
-    num_loads = Counter()
-    load = AudioAugment.load
-
-    def counted_load(augment, *arguments):
-        num_loads[augment] += 1
-        return load(augment, *arguments)
-
-    monkeypatch.setattr(AudioAugment, "load", counted_load)
-    expected = None
-    for megabytes, fewest, most in ((0.0, 16, 16), (0.3, 6, 6), (0.09, 7, 15), (0.01, 16, 16)):
-        num_loads.clear()
-        varied = {"augment": {"audio": {"shift": True}}, "sound_megabytes": megabytes}
-        steps = make_steps(processors, recipe(root, [SOUNDS], varied))
-        items = [steps[number] for number in range(4)]
-        expected = expected or items
-        assert same(items, expected)
-        assert fewest <= num_loads.total() <= most, megabytes
-        assert sum(sound.nbytes for sound in steps.builder._sounds.values()) <= megabytes * 1e6
 
 
 def test_order_of_a_pair_does_not_matter(root, processors):
