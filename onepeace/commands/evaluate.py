@@ -17,28 +17,26 @@ if TYPE_CHECKING:
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
-For public test sets, `onepeace shards --layout NAME` creates shards from a download; onepeace.plugins.mteb runs
+For public test sets, `onepeace shards --layout FILE.py` creates shards from a download; onepeace.plugins.mteb runs
 mteb. To evaluate on your own classes, use `onepeace finetune FOLDER`. Ties count against the model. The 95 % intervals
 are bootstrapped over queries.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards --model models/mine -o mine.jsonl
-  onepeace evaluate --compare mine.jsonl other.jsonl
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file with test sets and protocols")
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file with test sets and protocols")
     parser.add_argument("override", nargs="*", default=[], metavar="a.b=value", help="override fields of the recipe")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the test sets ($ONEPEACE_DATA)")
     text = "also write the metrics as JSON, with the result of every query"
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
     parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
-    options.add_model(parser, None, batch_size=None, dtype=False)
+    options.add_model(parser, batch_size=None, dtype=False)
     text = "float32, bfloat16, float16 or auto (float32, as published figures are compared in it)"
     parser.add_argument("--dtype", default="float32", metavar="NAME", help=text)
     options.add_json(parser)
@@ -46,11 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics. Sets that fail are reported on stderr, and the exit code is then 1."""
-    if args.compare:
-        return _compare(*args.compare, as_json=args.json)
-    if not args.recipe:
-        raise UsageError("no recipe given; see: onepeace evaluate --help")
-    args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force, inputs=[args.recipe])
     recipe = _recipe(args)
@@ -138,18 +131,3 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     if needs_writer and can_write(read_config(resolve(args.model))):
         return onepeace.load_generator(args.model, device=args.device, dtype=args.dtype)
     return options.load(args)
-
-
-def _compare(first: Path, second: Path, *, as_json: bool) -> int:
-    from onepeace.evaluate.compare import as_table, compare, read_results, summary
-
-    differences = compare(read_results(first), read_results(second))
-    if as_json:
-        for difference in differences:
-            print(json.dumps({**difference._asdict(), "better": difference.better}))
-        return 0
-    files.show(f"A: {first}")
-    files.show(f"B: {second}")
-    print(as_table(differences))
-    print(summary(differences))
-    return 0

@@ -37,16 +37,6 @@ def interval(per_query: Sequence[float]) -> tuple[float, float]:
     return middle(means)
 
 
-def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """The interval of the difference second - first of two results on the same queries, drawn for both at once."""
-    first_values = np.asarray(first, dtype=np.float64)
-    second_values = np.asarray(second, dtype=np.float64)
-    differences = []
-    for rows in draws(len(first_values)):
-        differences.append(second_values[rows].mean() - first_values[rows].mean())
-    return middle(differences)
-
-
 class Estimate(NamedTuple):
     """A figure and its 95 % interval."""
 

@@ -77,15 +77,6 @@ def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
     return figures
 
 
-def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,) integers from 1; scores are (N, C), targets (N,) class numbers."""
-    targets = as_array(targets)
-    classes = as_array(scores).shape[1]
-    if targets.size and not (0 <= targets.min() and targets.max() < classes):
-        raise ValueError(f"targets run from {targets.min()} to {targets.max()}, the scores have {classes} classes")
-    return best_ranks(scores, targets, np.arange(classes))
-
-
 def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: int) -> NDArray[np.float64]:
     """Share of correct candidates among the first k of each query (all of them when there are fewer), (N,).
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onepeace.config import Options, apply_override, build, read_yaml, to_plain
 from onepeace.errors import UserError
@@ -49,8 +49,7 @@ class _Content:
     data: DataRoot = field(default_factory=DataRoot)
 
 
-@dataclass(frozen=True)
-class EvaluationRecipe:
+class EvaluationRecipe(NamedTuple):
     """The sets to measure a model on."""
 
     sets: dict[str, EvaluationProtocol]
@@ -72,7 +71,7 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRe
     protocols = {}
     for name, options in written.sets.items():
         protocols[name] = _protocol(options, f"{where}: sets.{name}")
-    return EvaluationRecipe(sets=protocols, data=written.data)
+    return EvaluationRecipe(protocols, written.data)
 
 
 def _protocol(options: Options, where: str) -> EvaluationProtocol:
@@ -148,8 +147,5 @@ def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] 
     """The modalities of a set that a model lacks; empty if the modalities of the model are None (unknown)."""
     if modalities is None:
         return []
-    lacking: list[str] = []
-    for side in protocol.sides:
-        if side.modality not in modalities and side.modality not in lacking:
-            lacking.append(side.modality)
-    return lacking
+    needed = dict.fromkeys(side.modality for side in protocol.sides)
+    return [modality for modality in needed if modality not in modalities]

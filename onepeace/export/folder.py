@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,7 @@ from torch import Tensor
 from onepeace.config import Options
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.export.examples import Batch, examples
-from onepeace.export.graph import VECTORS, Branch, ExportedBranch, distances, trace, write_onnx
+from onepeace.export.graph import VECTORS, Batch, Branch, ExportedBranch, distances, examples, trace, write_onnx
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
@@ -105,7 +104,9 @@ def export_model(
     config = read_config(source)
     check_own_weights(config, str(name))
     chosen = _chosen(config.model.projections, modalities, str(name))
-    _warn_of_other_heads(config.model.heads)
+    left_out = [name for name, head in config.model.heads.items() if not classifies_items(head)]
+    if left_out:
+        log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
     record: dict[str, Any] = {"format": EXPORT_FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     exported = []
@@ -145,12 +146,6 @@ def _chosen(
         what = f"{', '.join(unknown)} cannot be exported" if unknown else "nothing was chosen to be exported"
         raise UserError(f"{name} embeds {embeds}; {what}")
     return chosen
-
-
-def _warn_of_other_heads(heads: Mapping[str, Options]) -> None:
-    left_out = [name for name, head in heads.items() if not classifies_items(head)]
-    if left_out:
-        log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
 
 
 def _write(

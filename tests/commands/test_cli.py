@@ -119,7 +119,6 @@ explain SAMPLES --image nope.jpg
 evaluate nope.yaml
 evaluate RECIPE --data nope
 evaluate RECIPE --data SAMPLES --model ./nope
-evaluate --compare nope nope2
 finetune nope -o NEW
 finetune SAMPLES -o NEW --model ./nope
 train nope.yaml

@@ -43,7 +43,6 @@ def evil(samples, random_folder, tmp_path):
         ("train FOLDER/r.yaml", 1),
         ("train FOLDER/r.yaml EVIL=1", 1),
         ("evaluate FOLDER/r.yaml", 1),
-        ("evaluate --compare FOLDER/r.yaml FOLDER/EVIL", 1),
         ("convert FOLDER/tensors.pt -o FOLDER/out", 1),
         ("export FOLDER/model -o FOLDER/out", 1),
         ("info FOLDER/tensors.pt", 1),

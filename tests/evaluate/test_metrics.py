@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,7 +18,6 @@ from onepeace.evaluate.metrics import (
     chance_average_precision,
     chance_precision,
     chance_recall,
-    class_ranks,
     hits,
     precisions_at,
 )
@@ -96,31 +94,6 @@ def test_nan_counts_against_the_model(scores):
     assert best_ranks([scores], [0], [0, 1]) == 2
     assert precisions_at([scores], [0], [0, 1], 1) == 0
     assert average_precisions([scores], [[1, 0]]) == 0.5
-
-
-def test_class_ranks_take_tensors_of_any_float_type():
-    scores = torch.tensor([0.1, 0.7, 0.2, 0.2], dtype=torch.bfloat16, requires_grad=True)
-    numbers = torch.arange(4)
-
-    ranks = class_ranks(scores.expand(4, -1), numbers)
-
-    assert ranks.tolist() == [4, 1, 3, 3]
-
-
-@pytest.mark.parametrize("target", [3, -1])
-def test_class_ranks_refuse_other_numbers(target):
-    with pytest.raises(ValueError, match="3 classes"):
-        class_ranks(np.zeros((2, 3)), [1, target])
-
-
-def test_shapes_that_disagree_are_an_error():
-    scores = np.zeros((2, 3))
-    with pytest.raises(ValueError, match="2 queries and 4 candidates"):
-        best_ranks(scores, range(2), range(4))
-    with pytest.raises(ValueError, match="shape"):
-        average_precisions(scores, scores.T)
-    with pytest.raises(ValueError, match="boxes"):
-        box_iou(scores, scores)
 
 
 QUERY_IDS = np.array([0, 0, 1, 2, 9])

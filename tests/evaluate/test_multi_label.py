@@ -1,7 +1,7 @@
 """Several labels for each item: mean average precision over the classes that occur."""
 
 import pytest
-from support.evaluation import EqualEmbedder, described
+from support.evaluation import described
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -28,12 +28,6 @@ def test_right_model_reaches_1(measured):
     assert row.n == 3
     assert row.per_query == (1.0, 1.0, 1.0)
     assert row.interval == (1.0, 1.0)
-
-
-def test_ties_count_against_the_model(measured):
-    (row,) = measured(embedder=EqualEmbedder())
-
-    assert row.value == pytest.approx((1 / 3 + 2 / 4) / 2)  # the wrong ones are first and second
 
 
 def test_label_outside_the_classes_is_named(measured):

@@ -5,8 +5,7 @@ import pytest
 from support.evaluation import described
 from support.small_shards import write_shard
 
-from onepeace.errors import UserError
-from onepeace.evaluate.protocols.probe import STRENGTHS, every_fifth
+from onepeace.evaluate.protocols.probe import STRENGTHS
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 
@@ -68,16 +67,6 @@ def test_strength_is_chosen_on_held_out_training_data(measured, monkeypatch):
     assert trials == [(120 - 24, strength) for strength in STRENGTHS]  # without every fifth
     assert num_vectors == 120
     assert row.about["note"] == f"C = {chosen:g}"
-
-
-def test_held_out_is_every_fifth_of_a_class():
-    labels = np.array(list("a" * 10 + "b" * 5 + "c" * 4))
-    assert sorted(labels[every_fifth(labels)]) == ["a", "a", "b"]
-
-
-def test_one_class_is_too_few(measured):
-    with pytest.raises(UserError, match="two classes"):
-        measured("sets.words.train.keys='000'", embedder=NumberEmbedder())
 
 
 def test_class_that_was_not_learned_is_a_miss(root, measured):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from support.evaluation import FixedEmbedder, described
+from support.evaluation import described
 from support.small_shards import write_shard
 
-from onepeace.evaluate.protocols import retrieval
+from onepeace.evaluate.protocols import protocol, retrieval
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,7 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
         return retrieval.recalls("text to audio", texts, items, item_of_text, range(5), at=(1, 2))
 
     in_one = recalls()
-    monkeypatch.setattr(retrieval, "BLOCK", 3)
+    monkeypatch.setattr(protocol, "BLOCK", 3)
 
     assert recalls() == in_one
     assert 0 < in_one[0].value < 1
-
-
-@pytest.mark.parametrize(
-    "vectors",
-    [
-        np.eye(2)[:1],
-        np.eye(2)[:, 0],
-    ],
-    ids=["a row too few", "no width"],
-)
-def test_embedder_that_returns_another_shape_is_an_error(measured, vectors):
-    with pytest.raises(ValueError, match=r"encode_image.* for 2 items"):
-        measured(embedder=FixedEmbedder(text=np.ones((4, 2)), image=vectors))

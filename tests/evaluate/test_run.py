@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from support.evaluation import (
     RECIPE,
-    SAME_CLASS,
     EqualEmbedder,
     KnownEmbedder,
     described,
@@ -60,13 +59,6 @@ def test_sets_of_a_missing_modality_are_left_out(measured, caplog):
     assert "sounds: left out, the model has no audio" in caplog.text
 
 
-def test_sets_can_be_left_out_and_added(root):
-    new_set = "sets.new={protocol: zero_shot, modality: image, shards: x.tar}"
-    recipe = recipe_of(root, RECIPE, "sets.photos=null", new_set)
-
-    assert list(recipe.sets) == ["drawings", "sounds", "new"]
-
-
 @pytest.mark.parametrize(
     ("override", "word"),
     [
@@ -86,18 +78,6 @@ def test_mistake_in_a_set_is_named(root, override, word):
     name = override.partition(".")[0].partition("=")[0]
     assert f"sets.{name}" in str(error.value)
     assert word in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "word"),
-    [
-        ("other={modality: image}", "shards"),
-        ("matches={}", "matches"),
-    ],
-)
-def test_mistake_in_a_set_of_two_modalities_is_named(root, override, word):
-    with pytest.raises(UserError, match=rf"sets\.both: .*{word}"):
-        recipe_of(root, SAME_CLASS, f"sets.both.{override}")
 
 
 @pytest.fixture

@@ -28,21 +28,6 @@ def test_templates_default_to_those_of_the_modality(root, measured, modality, su
     assert embedder.texts == [fill(template, word) for word in WORDS for template in TEMPLATES[modality]]
 
 
-def test_templates_of_the_recipe_take_their_place(measured):
-    embedder = KnownEmbedder()
-
-    measured(*SOUNDS_ALONE, "sets.sounds.templates=['hear {a}']", embedder=embedder)
-
-    assert embedder.texts == ["hear a dog", "hear a cat", "hear an acorn", "hear a rain"]
-
-
-def test_keys_choose_samples_and_not_classes(measured):
-    row, _ = measured(*SOUNDS_ALONE, "sets.sounds.keys='[01]'")
-
-    assert row.n == 2
-    assert row.chance == 1 / 4
-
-
 def test_label_outside_the_classes_names_shard_and_key(root, measured):
     classes = [{"name": "dog"}, {"name": "cat"}, {"name": "acorn"}]
     (root / "val/sounds/classes.json").write_text(json.dumps(classes))

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.golden_cases import assert_near
 from support.random_model import save_random_model
 
@@ -132,29 +131,12 @@ def test_folder_of_texts(exported):
     assert names_in(exported) == ["SHA256SUMS", "export.json", "text.onnx", "tokenizer.json"]
 
 
-@pytest.mark.slow
-def test_folder_of_media(exported_media):
-    assert names_in(exported_media) == ["SHA256SUMS", "audio.onnx", "export.json", "image.onnx"]
-
-
 @pytest.mark.parametrize("modality", BRANCHES)
 def test_vectors_are_those_of_the_model(exported_with, model, modality):
     """For any number and length."""
     for items in (ITEMS[modality][:1], ITEMS[modality][1:3], ITEMS[modality]):
         vectors = run(exported_with(modality), model.processors[modality], items)
         assert_near(torch.from_numpy(vectors), encode(model, modality, items), 1e-5)
-
-
-@pytest.mark.slow
-def test_record_says_how_pictures_are_read(exported_media, model):
-    preprocessing = branch_record(exported_media, "image")["preprocessing"]
-    height, width = preprocessing["size"]
-    picture = Image.fromarray(ITEMS["image"][0]).resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, np.float32) / 255
-    pixels = (pixels - preprocessing["mean"]) / preprocessing["std"]
-
-    expected = model.processors["image"].decode(ITEMS["image"][0])
-    assert_near(torch.from_numpy(pixels.transpose(2, 0, 1)), expected, 1e-5)
 
 
 def test_heads_are_recorded_with_their_labels(exported):
@@ -303,13 +285,6 @@ def export_to(folder, graphs_at_hand, monkeypatch, capsys):
     return run_command
 
 
-def test_command_prints_the_files(export_to, tmp_path):
-    code, out, _ = export_to(tmp_path, "text,image")
-    assert code == 0
-    first_words = [line.split()[0] for line in out.splitlines()]
-    assert first_words == ["file", str(tmp_path / "text.onnx"), str(tmp_path / "image.onnx")]
-
-
 def test_folder_is_not_replaced_unless_asked(export_to, tmp_path):
     out = tmp_path / "out"
     export_to(out, "text,image")
@@ -326,17 +301,6 @@ def test_folder_is_replaced_but_for_files_of_others(export_to, tmp_path):
     code, _, err = export_to(out, "image", "--force")
     assert code == 0, err
     assert names_in(out) == ["SHA256SUMS", "export.json", "image.onnx", "thesis.txt"]
-    assert names_in(tmp_path) == ["out"]
-
-
-def test_folder_without_checksums_is_never_replaced(export_to, tmp_path):
-    out = tmp_path / "out"
-    export_to(out, "image")
-    (out / "SHA256SUMS").unlink()
-    code, _, err = export_to(out, "image", "--force")
-    assert code == 2
-    assert str(out) in err
-    assert names_in(out) == ["export.json", "image.onnx"]
     assert names_in(tmp_path) == ["out"]
 
 

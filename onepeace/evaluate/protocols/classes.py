@@ -16,9 +16,8 @@ from onepeace.evaluate.metrics import (
     accuracies,
     average_precisions,
     chance_average_precision,
-    class_ranks,
 )
-from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode, ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +96,8 @@ class ZeroShot(ClassNames):
             targets.append(numbers[sample.label])
         vectors = self.encode(embedder, samples)
         class_vectors = self.class_vectors(embedder, names)
-        ranks = _ranks_of_classes(vectors, class_vectors, targets)
+        ranks = ranks_of(vectors, class_vectors, targets, range(len(names)))
         return accuracies(ranks, self.at, len(names))
-
-
-def _ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), targets (N,)."""
-    ranks = []
-    for start in range(0, len(vectors), BLOCK):
-        block = slice(start, start + BLOCK)
-        ranks.append(class_ranks(vectors[block] @ classes.T, targets[block]))
-    return np.concatenate(ranks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onepeace.data.sample import Sample
-from onepeace.evaluate.metrics import Figure, best_ranks, chance_recall, hits
-from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
+from onepeace.evaluate.metrics import Figure, chance_recall, hits
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode, ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +79,7 @@ def recalls(
         queries, candidates: vectors (N, E) and (M, E).
         query_ids, candidate_ids: (N,) and (M,); a candidate is correct when the ids are equal.
     """
-    query_ids = np.asarray(query_ids)
-    candidate_ids = np.asarray(candidate_ids)
-    block_ranks = []
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
-        scores = queries[block] @ candidates.T
-        block_ranks.append(best_ranks(scores, query_ids[block], candidate_ids))
-    ranks = np.concatenate(block_ranks)
+    ranks = ranks_of(queries, candidates, query_ids, candidate_ids)
     figures = []
     for k in at:
         chance = chance_recall(query_ids, candidate_ids, k)
