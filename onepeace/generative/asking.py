@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,8 +228,9 @@ class Asking:
     def _best_answer(self, scores: Mapping[str, float]) -> tuple[list[int], float]:
         """The answer with the highest score, and its weight; none if no answer is among the choices (rare ones)."""
         candidates = dict(scores)
-        if self.labels is not None:
-            candidates = {answer: score for answer, score in scores.items() if answer in self.labels}
+        labels = self.task.labels
+        if labels is not None:
+            candidates = {answer: score for answer, score in scores.items() if answer in labels}
         if not candidates:
             return [], 1.0
         best = max(candidates, key=candidates.__getitem__)
@@ -239,10 +239,11 @@ class Asking:
 
     def _words(self, text: str) -> list[int]:
         """The tokens of a choice, or of a text cut to `max_words`."""
-        if self.labels is not None:
-            if text not in self.labels:
-                raise UserError(f"{text!r} is not among the {len(self.labels)} choices")
-            return self.vocabulary.encode(f" {self.labels[text].strip()}")
+        labels = self.task.labels
+        if labels is not None:
+            if text not in labels:
+                raise UserError(f"{text!r} is not among the {len(labels)} choices")
+            return self.vocabulary.encode(f" {labels[text].strip()}")
         if self.task.without_punctuation:
             text = text.translate(PUNCTUATION)
         words = " ".join(text.split()[: self.options.max_words])
@@ -253,11 +254,6 @@ class Asking:
     def _bins(self, box: Sequence[float], size: Size) -> list[int]:
         """Bins of a box in relative coordinates, for a picture that the model reads at this width and height."""
         return self.vocabulary.bins_of(box, (1, 1), size)
-
-    @cached_property
-    def labels(self) -> dict[str, str] | None:
-        """Words of each choice by its name; None if the task has no choices."""
-        return self.task.labels
 
 
 def _picture_size(batch: Batch) -> Size:

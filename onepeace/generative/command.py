@@ -36,7 +36,7 @@ TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
 TEXTS = {"answer": "question about each picture", "ground": "phrase to locate"}
 """The text that a command has beside the files."""
 ANSWER_TYPES = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
-"""Types of answers that each command supports (onepeace/generative/answers.py)."""
+"""Types of answers that each command supports (onepeace/generative/tasks.py)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 Every method applies a task to items. A reader (reader.py) encodes an item for the decoder: OFA with the prompt of the
 task, other models by their features. pipeline.py runs the model and searches for answers (search.py) or scores choices
-(scoring.py), and answers.py converts the output.
+(scoring.py), and the answers of tasks.py say what was found.
 """
 
 import os

@@ -47,18 +47,7 @@ class RawInput(NamedTuple):
         return take_rows(inputs, rows, lengths, self.name if self.is_padded else None)
 
 
-class Writer(Trained):
-    """A network that reads ids and pixels and writes ids of one vocabulary, such as `OFA`."""
-
-    config: OFAConfig
-    decoder: TextDecoder
-
-    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput:
-        """Encode the input for the decoder; see `OFA.encode`."""
-        raise NotImplementedError
-
-
-class OFA(Writer):
+class OFA(Trained):
     """One sequence-to-sequence model for captions, answers, boxes and classes (arXiv 2202.03052).
 
     The embedding `decoder.token_embed` is shared by the encoder, the decoder and the output layer. Pictures cannot be
@@ -68,6 +57,8 @@ class OFA(Writer):
         config: sizes. Construction on the meta device allocates nothing.
     """
 
+    config: OFAConfig
+    decoder: TextDecoder
     adapters: Mapping[str, RawInput] = {"text": RawInput("ids", True), "image": RawInput("pixels")}
     logit_scale = None
     """None: there are no embeddings to compare."""

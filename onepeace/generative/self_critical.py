@@ -16,7 +16,7 @@ from onepeace.generative.asking import check_caption_head, read_task, real_targe
 from onepeace.generative.captions import CiderReward
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.decoder import Caption, CaptionOptions, EncoderOutput
-from onepeace.generative.model import Writer
+from onepeace.generative.model import OFA
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms import check_writes, count_tokens, mean_over_tokens, pixels_of, token_losses
@@ -87,7 +87,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         self.prepared = prepared
         self.key = "image" if options.head is None else options.one_modality()
         writer = self._writer(model)
-        if isinstance(writer, Writer):
+        if isinstance(writer, OFA):
             self.vocabulary = Vocabulary.of(writer.config, prepared.tokenizer)
         else:
             self.vocabulary = Vocabulary(prepared.tokenizer, writer.options.vocab_size)
@@ -155,15 +155,15 @@ class SelfCritical(Term[SelfCriticalOptions]):
         mean = mean_over_tokens(outputs.loss)
         return {name: mean, f"{name}/reward": Logged(outputs.reward.mean())}
 
-    def _writer(self, model: Trained) -> Writer | Caption:
+    def _writer(self, model: Trained) -> OFA | Caption:
         """What writes."""
         if self.options.head is None:
-            return expect(model, Writer)
+            return expect(model, OFA)
         return expect(expect(model, Encoder).heads[self.options.head], Caption)
 
     def _encode(self, model: Trained, batch: Batch) -> EncoderOutput:
         writer = self._writer(model)
-        if isinstance(writer, Writer):
+        if isinstance(writer, OFA):
             prompt = self.vocabulary.encode(self.prepared.task.source({}))
             device = writer.decoder.token_embed.weight.device
             ids = torch.tensor([[BOS, *prompt, EOS]], device=device)

@@ -7,6 +7,7 @@ tasks that the model was fine-tuned for. A user's file is read in the same way.
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from math import exp, isfinite
 from pathlib import Path
@@ -66,7 +67,7 @@ class Task:
         except (UserError, TypeError, ValueError) as error:
             raise UserError(f"image {self.image}: {one_line(error).removeprefix('processors.')}") from error
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """Fields of an item that are in the prompt, in its order."""
         names = []
@@ -80,7 +81,7 @@ class Task:
         """Whether it reads or writes boxes."""
         return self.answer in ("box", "objects") or "box" in self.fields
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str] | None:
         """Words of each choice by its name."""
         if self.choices is None or isinstance(self.choices, dict):

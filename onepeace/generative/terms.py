@@ -20,7 +20,7 @@ from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.asking import MATCH, Asking, AskingOptions, check_caption_head, read_task, real_targets
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.decoder import Caption
-from onepeace.generative.model import Writer
+from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
@@ -137,7 +137,7 @@ class Generation(Term[GenerationOptions]):
 
     def __init__(self, options: GenerationOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
-        config = expect(model, Writer).config
+        config = expect(model, OFA).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
         self.asking = Asking(prepared.task, vocabulary, config.num_positions, options)
         self.trie = prepared.task.trie(vocabulary) if prepared.task.labels else None

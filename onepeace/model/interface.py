@@ -1,7 +1,7 @@
 """Interfaces of models: `Embeds` for every module that makes vectors, `Trained` for every model that a recipe trains,
 and `Encoder` for those of them with embeddings.
 
-A new architecture inherits from one of the last two, or from `Writer` in onepeace/generative/model.py.
+A new architecture inherits from one of the last two, or is one that writes, as `OFA` in onepeace/generative/model.py.
 """
 
 import math
