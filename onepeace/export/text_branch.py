@@ -2,7 +2,7 @@
 
 import json
 import logging
-import zlib
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +11,12 @@ import numpy as np
 
 from onepeace.errors import UserError, one_line
 from onepeace.export.session import need_writers, open_session
-from onepeace.files.atomic import cache_folder, write_text_atomic
+from onepeace.files.atomic import cache_folder
+from onepeace.files.sums import SUMS, is_intact, read_sums
 from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)
-
-CHECKSUMS = "checksums.json"
-"""CRC-32 of each file of a branch."""
 
 
 class TextBranch:
@@ -36,8 +34,8 @@ class TextBranch:
     """
 
     def __init__(self, folder: Path) -> None:
-        for name, crc in json.loads((folder / CHECKSUMS).read_bytes()).items():
-            if zlib.crc32((folder / name).read_bytes()) != crc:
+        for name, digest in read_sums(folder).digests.items():
+            if not is_intact(folder / name, digest):
                 raise ValueError(f"{name} is damaged")
         branch = json.loads((folder / "export.json").read_bytes())["branches"]["text"]
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
@@ -53,11 +51,11 @@ class TextBranch:
         folder = text_branch_folder(model_hash)
         try:
             # Another environment, which has onnxruntime, may have written it.
-            return cls(folder) if (folder / CHECKSUMS).is_file() and find_spec("onnxruntime") else None
+            return cls(folder) if (folder / SUMS).is_file() and find_spec("onnxruntime") else None
         except (UserError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not used (%s), so the model is loaded", folder, one_line(error))
             if isinstance(error, KeyError | ValueError):
-                (folder / CHECKSUMS).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
             return None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -82,7 +80,7 @@ def keep_text_branch(model: str, model_hash: str) -> None:
         model: name of the model, see `onepeace.load`.
     """
     folder = text_branch_folder(model_hash)
-    if (folder / CHECKSUMS).is_file():
+    if (folder / SUMS).is_file():
         return
     try:
         need_writers()
@@ -91,7 +89,5 @@ def keep_text_branch(model: str, model_hash: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         status("writing the text branch of the model, once, for queries without the model ...")
         export_model(model, folder, modalities=["text"], replace=True)
-        crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
-        write_text_atomic(folder / CHECKSUMS, json.dumps(crcs))
     except (UserError, OSError) as error:  # the branch only saves time
         log.info("%s: not written (%s); text queries load the model", folder, one_line(error))

@@ -228,7 +228,7 @@ def _plausible(seconds: float) -> float | None:
 def tags_of_picture(image: "Image.Image") -> dict[str, Any]:
     """Tags of an opened picture; those that people write with programs (XMP, then IPTC) before those of its camera."""
     tags: dict[str, Any] = {}
-    for reader in (_tags_of_xmp, _tags_of_iptc, _tags_of_picture_exif):
+    for reader in (_tags_of_xmp, _tags_of_iptc, lambda image: tags_of_exif(image.getexif())):
         with suppress(Exception):  # damaged; many types of error, and the picture is fine
             tags = reader(image) | tags
     return tags
@@ -264,10 +264,6 @@ def tags_of_container(metadata: Mapping[str, str]) -> dict[str, Any]:
         elif name is not None:
             pairs.append((name, value))
     return _tidy(pairs) | position
-
-
-def _tags_of_picture_exif(image: "Image.Image") -> dict[str, Any]:
-    return tags_of_exif(image.getexif())
 
 
 def _tags_of_xmp(image: "Image.Image") -> dict[str, Any]:

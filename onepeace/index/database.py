@@ -217,7 +217,7 @@ class Store:
         with failing(folder, "read"):
             if not path.is_file():
                 raise no_index(folder)
-            self._file = _file_at(path)
+            self._status = os.stat(path)
             self.connection = connect(path, "mode=rw") if write else reader(path)
             try:
                 if write:
@@ -254,7 +254,7 @@ class Store:
     def is_replaced(self) -> bool:
         """Whether another database has taken the place of this one, or none is there."""
         try:
-            return _file_at(self.folder / DATABASE) != self._file
+            return not os.path.samestat(os.stat(self.folder / DATABASE), self._status)
         except OSError:
             return True
 
@@ -477,12 +477,6 @@ class Store:
                 where=self.folder,
             )
         return meta
-
-
-def _file_at(path: Path) -> tuple[int, int]:
-    """What tells a file from one that has taken its place."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:

@@ -192,7 +192,6 @@ def _build_next(store: Store, next_folder: Path, model: Model, settings: Setting
     """
     roots = known_roots(store).values()
     scanned = scan(roots)
-    refuse_unmounted(store, roots, scanned)
     readable = {path for path, entry in scanned.entries.items() if entry.item.problem is None}
     lost = [item.path for item in store.items("problem IS NULL") if item.path not in readable]
     if lost:

@@ -41,15 +41,6 @@ def test_link_stays_and_its_file_is_replaced(tmp_path, target):
         assert target.read_text() == content
 
 
-def test_new_content_appears_at_the_end_of_the_block(target):
-    with write_atomic(target) as temporary:
-        temporary.write_bytes(b"new")
-        assert not target.exists()
-
-    assert target.read_bytes() == b"new"
-    assert os.listdir(target.parent) == ["v.npz"]
-
-
 KILLED = """
 import os, sys
 from onepeace.files.atomic import write_atomic
@@ -169,9 +160,3 @@ def test_folder_in_which_nothing_was_written_is_removed(folder):
     with locked(folder):
         pass
     assert not folder.exists()
-
-
-def test_folder_in_which_something_was_written_stays(folder):
-    with locked(folder):
-        (folder / "log.jsonl").touch()
-    assert (folder / "log.jsonl").exists()

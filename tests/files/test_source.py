@@ -14,7 +14,6 @@ from support.server import serving
 
 from onepeace.errors import UserError
 from onepeace.files import source
-from onepeace.processors import ImageProcessor
 
 ANSWERS = {
     "/to/file": (302, {"Location": "file:///etc/passwd"}, b""),
@@ -90,13 +89,6 @@ def test_path_is_read(tmp_path):
     assert source.read_bytes(str(path)) == b"content"
 
 
-def test_path_with_a_colon_is_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("a:b.bin").write_bytes(b"content")
-
-    assert source.read_bytes("a:b.bin") == b"content"
-
-
 @pytest.mark.parametrize(
     "item",
     [
@@ -137,11 +129,8 @@ def test_open_file_that_cannot_be_sought_is_an_error():
 
 def test_address_is_read(site):
     assert source.read_bytes(f"{site}/page?x=1") == b"/page?x=1"
-    assert source.read_bytes(f" {site}/a b/ä%20c\n") == b"/a%20b/%C3%A4%20c"
-
-
-def test_redirect_within_http_is_followed(site):
     assert source.read_bytes(f"{site}/to/here") == b"/ok"
+    assert source.read_bytes(f" {site}/a b/ä%20c\n") == b"/a%20b/%C3%A4%20c"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +171,7 @@ def test_server_that_does_not_answer_is_named():
     "address",
     [
         "http://",
-        "http:///a.jpg",
         "http://[::1/a.jpg",
-        "http://127.0.0.1:port/a",
         "http://a..b/",
     ],
 )
@@ -203,16 +190,9 @@ def test_malformed_address_is_an_error(address):
         "  javascript:alert(1)",
     ],
 )
-@pytest.mark.parametrize(
-    "read",
-    [
-        source.read_bytes,
-        ImageProcessor().decode,
-    ],
-)
-def test_other_schemes_are_refused(address, read):
+def test_other_schemes_are_refused(address):
     with pytest.raises(UserError, match="must be http or https"):
-        read(address)
+        source.read_bytes(address)
 
 
 # Names

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from support.small_shards import tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, embed, is_index, maintain, remove
+from onepeace.index import Index, check, embed, maintain, remove
 from onepeace.index.database import writing
 
 
@@ -78,15 +77,6 @@ def test_silence_is_noted_of_the_sound_that_is_silent(build, index, tmp_path):
     assert notes == {**dict.fromkeys(sounds), "3.wav": "digital silence"}
 
 
-def test_first_of_two_samples_with_one_key_in_a_shard_stays(build, index, tmp_path):
-    texts = [(f"{i:03d}.txt", b"text %d" % i) for i in range(600)]  # the first is written before the second is read
-    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"words 1"), *texts, ("a.txt", b"words 2")])
-
-    build(shard)
-
-    assert items_by_name(index)["a.tar::a.txt"].caption == "words 1"
-
-
 def test_modality_that_the_model_does_not_read_is_counted(build, tmp_path, samples):
     model = save_random_model(tmp_path / "model", ("text", "image"))
 
@@ -113,46 +103,6 @@ def test_wide_model_is_compiled_for_many_new_files(build, words, index, monkeypa
 
     build(words, into=index / "wide")
     assert len(compiled) == 1
-
-
-def test_paths_need_no_list(words, index, random_folder):
-    report = maintain.build(
-        index,
-        str(words),
-        str(random_folder),
-        device="cpu",
-        progress=False,
-    )
-
-    assert report.added == 6
-    assert check(index).files == 6
-    assert maintain.remove(index, str(words)) == 6
-
-
-def test_process_without_stderr_builds(words, index, random_folder, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
-
-    assert maintain.build(index, [words], str(random_folder), device="cpu").added == 6
-
-
-def test_closed_index_says_so(build, words, index):
-    build(words)
-    with Index.open(index) as opened:
-        pass
-
-    with pytest.raises(UserError, match="closed"):
-        opened.search("a")
-
-
-def test_index_without_permission_is_named(tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise PermissionError(13, "Permission denied", "index.sqlite")
-
-    monkeypatch.setattr("pathlib.Path.is_file", refuse)  # root may read anything
-
-    with pytest.raises(UserError, match=str(tmp_path)):
-        Index.open(tmp_path)
-    assert not is_index(tmp_path)
 
 
 def test_model_in_another_folder_is_followed(build, update, words, index, tmp_path, random_folder):
@@ -233,15 +183,6 @@ def test_remove_stays_out_until_named_again(build, update, words, index):
     build(words / "private")
     update()
     assert str(words / "private" / "secret.txt") in content(index)
-
-
-def test_remove_of_a_folder_above(build, update, words, index, tmp_path):
-    build(words)
-
-    remove(index, tmp_path)
-
-    update()
-    assert content(index) == {}
 
 
 @pytest.mark.parametrize(

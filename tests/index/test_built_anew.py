@@ -127,15 +127,3 @@ def test_build_anew_waits_for_a_disk_that_is_not_mounted(build_anew, words, inde
     with pytest.raises(UserError, match="mounted"):
         build_anew()
     np.testing.assert_equal(content(index), content_before)
-
-
-def test_build_anew_waits_if_most_files_are_missing(build, build_anew, words, index):
-    for number in range(6, 15):
-        (words / f"{number}.txt").write_text(f"words number {number}")
-    build(words)
-    for path in sorted(words.iterdir())[3:]:
-        path.unlink()
-
-    with pytest.raises(UserError, match="12 files in all"):
-        build_anew()
-    assert len(content(index)) == 15

@@ -1,7 +1,6 @@
 """Videos in an index: found by their pictures and their sound, at the moment; what is missing or broken in them."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -98,10 +97,6 @@ def test_video_is_found_at_the_moment(two_scenes, samples, field, name, least_sc
     [
         ({"only": "video"}, ["image"]),
         ({"only": "image"}, []),  # it is the kind of the file
-        ({"only": "audio"}, []),
-        ({"only": ["audio", "video"]}, ["image"]),
-        ({"only": "text"}, []),
-        ({"where": "duration < 20"}, []),
         ({"where": "duration > 20 and width == 160 and kind == 'video'"}, ["image"]),
     ],
 )
@@ -123,12 +118,6 @@ def test_like_a_video_is_like_its_pictures_and_its_sound(build, index, samples):
     assert {"cat.jpg", "coffee.jpg"} <= names
     assert TWO_SCENES.name not in names
     assert str(samples / "sounds" / "dog.ogg") in [hit.item.path for hit in sounds]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "files").mkdir()
-    return tmp_path / "files"
 
 
 @pytest.mark.parametrize(
@@ -208,67 +197,24 @@ def odd_index(tmp_path_factory, random_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "notes"),
+    ("name", "modalities", "notes"),
     [
-        ("no sound.mp4", ["no sound"]),
-        ("silence.mp4", ["digital silence"]),
-        ("no pictures.mp4", ["no pictures"]),
-        ("silence only.mkv", ["digital silence", "no pictures"]),
-        ("damaged.mp4", ["pictures cannot be decoded", "sound cannot be decoded"]),
-        ("cut.mkv", ["pictures end at second", "cut off", "no sound"]),
+        ("no sound.mp4", {"image"}, ["no sound"]),
+        ("silence.mp4", {"image"}, ["digital silence"]),
+        ("no pictures.mp4", {"audio"}, ["no pictures"]),
+        ("silence only.mkv", {"audio"}, ["digital silence", "no pictures"]),
+        ("damaged.mp4", {"image", "audio"}, ["pictures cannot be decoded", "sound cannot be decoded"]),
+        ("cut.mkv", {"image"}, ["pictures end at second", "cut off", "no sound"]),
     ],
 )
-def test_odd_video_has_a_note(odd_index, name, notes):
+def test_odd_video_has_vectors_of_what_can_be_read_and_a_note(odd_index, name, modalities, notes):
     item = items_by_name(odd_index)[name]
+    assert {modality for modality, *_ in spans_by_name(odd_index)[name]} == modalities
 
     assert item.modality == "video"
     assert item.note.count("; ") == len(notes) - 1
     for note in notes:
         assert note in item.note
-
-
-@pytest.mark.parametrize(
-    ("name", "modalities"),
-    [
-        ("no sound.mp4", {"image"}),
-        ("silence.mp4", {"image"}),
-        ("no pictures.mp4", {"audio"}),
-        ("silence only.mkv", {"audio"}),
-        ("damaged.mp4", {"image", "audio"}),
-    ],
-)
-def test_odd_video_has_vectors_of_what_can_be_read(odd_index, name, modalities):
-    assert {modality for modality, *_ in spans_by_name(odd_index)[name]} == modalities
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "word"),
-    [
-        ("empty.mp4", b"", "empty"),
-        ("words.avi", b"hello " * 100, "format"),
-        ("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n", "format"),
-    ],
-)
-def test_video_of_which_nothing_can_be_read(build, index, folder, name, data, word):
-    (folder / name).write_bytes(data)
-    (folder / "note.txt").write_text("words")
-
-    report = build(folder)
-
-    (problem,) = report.problems
-    assert report.added == 1
-    assert problem.path == folder / name
-    assert word in problem.reason
-    assert "; " not in problem.reason, "each reason once"
-
-
-def test_video_without_pyav_is_listed_with_the_remedy(build, update, monkeypatch):
-    with monkeypatch.context() as context:
-        context.setitem(sys.modules, "av", None)
-        (problem,) = build(TWO_SCENES).problems
-
-    assert "onepeace[media]" in problem.reason
-    assert update().added == 1
 
 
 @pytest.mark.parametrize("modality", ["image", "audio"])

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from support.small_shards import write_tar
 
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UserError
 from onepeace.index.database import Store
 from onepeace.index.scan import scan
 from onepeace.index.sources import Root, keep_roots, known_roots, read_shard, roots_of
@@ -62,12 +62,6 @@ def test_folder_without_what_was_removed(tree):
     removed = [Root(str(path), "removed") for path in paths]
 
     assert names_below(tree, *roots_of([tree]), *removed) == "sub/b.txt"
-
-
-def test_folder_without_what_patterns_leave_out(tree):
-    roots = roots_of([tree], ["sub/*", "!sub/b.txt"])
-
-    assert names_below(tree, *roots) == "a.jpg sub/b.txt"
 
 
 def test_folder_whose_patterns_cannot_be_read(tree):
@@ -143,15 +137,10 @@ def test_row_of_a_text_may_hold_half_characters_and_nan(tree):
     [
         ('{"url": "https://example.org/x.ogg?token=1"}', ["https://example.org/x.ogg:", "No such file"]),
         ('{"file_name": "sub/c.xyz"}', ["sub/c.xyz", "file_name"]),
-        ('{"image": "nothing.jpg", "caption": "gone"}', ["nothing.jpg", "No such file"]),
         ('{"year": 2001}', ["no image", "it has year"]),
-        ("[1]", ["a JSON list"]),
         ("{", ["not JSON"]),
         ('{"image": "pipe.jpg"}', ["not a regular file"]),
-        ('{"image": "/dev/zero"}', ["not a regular file"]),
-        ('{"image": "."}', ["not a regular file"]),
         (r'{"image": "a\u0000.jpg"}', ["NUL"]),
-        (r'{"image": "a\ud800.jpg"}', ["surrogate"]),
         (json.dumps({"image": 5000 * "a"}), ["too long"]),
     ],
 )
@@ -169,17 +158,6 @@ def test_row_that_names_no_file_is_one_problem(tree, row, words):
     assert (whole.caption, whole.problem) == ("words", None)
 
 
-def test_problem_of_a_wide_row_is_short(tree):
-    columns = [f"column{number}" for number in range(80_000)]  # compared with each other, they would take a minute
-    (tree / "t.csv").write_text(",".join(columns) + "\n1,2\n" + 79_999 * "," + "1\n")
-
-    too_short, without_file = (entry.item.problem for entry in entries_of(tree / "t.csv").values())
-
-    assert "80000" in too_short
-    assert "it has column0, " in without_file
-    assert max(len(too_short), len(without_file)) < 200
-
-
 def test_caption_of_a_table_wins(tree):
     (tree / "table.csv").write_text("image,caption\na.jpg,described\n")
 
@@ -193,8 +171,6 @@ def test_caption_of_a_table_wins(tree):
     ("name", "content", "word"),
     [
         ("t.CSV", b"image\n", "no rows"),
-        ("t.csv", b"text\n\xff\n", "not UTF-8"),
-        ("u.csv", b"text,text\n", "'text'"),
         ("v.csv", None, "not a regular file"),
     ],
 )
@@ -275,12 +251,7 @@ def test_roots_are_kept(tmp_path):
         assert known_roots(store) == {root.path: root for root in roots}
 
 
-@pytest.mark.parametrize("path", ["nothing.tar", "nothing.csv", "nothing"])
-def test_root_that_is_not_there(path):
-    with pytest.raises(UsageError, match=path):
+@pytest.mark.parametrize(("path", "word"), [("nothing.tar", "nothing"), ("c-{0..1}.tar", r"c-0\.tar")])
+def test_root_that_is_not_there(path, word):
+    with pytest.raises(UserError, match=word):
         roots_of([path])
-
-
-def test_root_of_a_pattern_that_no_shard_matches():
-    with pytest.raises(UserError, match=r"c-0\.tar"):
-        roots_of(["c-{0..1}.tar"])
