@@ -38,6 +38,10 @@ KEYWORDS = {
     "owl": "bird",
     "bird": "bird",
 }
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:subject><rdf:Bag>{}</rdf:Bag></dc:subject>
+</rdf:Description></rdf:RDF></x:xmpmeta>"""
+"""The keywords of a picture."""
 LOADS = 9
 NARROW, WIDE = 390, 1280
 
@@ -51,10 +55,10 @@ def make_library(folder: Path) -> None:
         exif = Image.Exif()
         exif[Base.Model] = CAMERAS[i % 3]
         exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = date.strftime("%Y:%m:%d %H:%M:%S")
-        exif[Base.XPKeywords] = f"{KEYWORDS.get(subject, subject)}\0".encode("utf-16-le")
+        keywords = "".join(f"<rdf:li>{word}</rdf:li>" for word in KEYWORDS.get(subject, subject).split(";"))
         target = folder / str(date.year) / ("holidays" if i % 2 else "at home") / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(path).save(target, exif=exif, quality=92)
+        Image.open(path).save(target, exif=exif, xmp=XMP.format(keywords).encode(), quality=92)
     (folder / "sounds").mkdir()
     for i, path in enumerate(sorted((FOLDER / "sounds").iterdir())):
         target = Path(shutil.copy(path, folder / "sounds"))
@@ -89,7 +93,7 @@ def take_hits(driver: Any, address: str) -> None:
         for suffix, dark in (("", False), ("-dark", True)):
             window(driver, width, dark=dark)
             page = Page(driver, address)
-            page.search("a dog")
+            page.search("a bird")
             page.script("document.querySelector('#words').blur()")
             take(page, f"{name}{suffix}")
 
