@@ -34,11 +34,11 @@ CACHE_BYTES = 20e9
 """Default limit of the folder of the cache."""
 KEPT_SHARE = 0.9
 """Share of the limit down to which files are removed."""
-RULES = "whole"
+RULES = "whole 2"
 """Part of the names of copies and indexes; another text makes all of them anew."""
-READ_PAUSES = (0.1, 1.0)
+READ_PAUSES: Sequence[float] = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
-FETCH_PAUSES = (1.0, 5.0, 15.0)
+FETCH_PAUSES: Sequence[float] = (1.0, 5.0, 15.0)
 """Seconds before each further attempt to fetch a shard from its address."""
 STALLED = 60.0
 """Seconds without data after which an attempt fails."""
@@ -177,6 +177,8 @@ class Shard:
     """The N samples and M members of a shard; samples are read by their number, 0 to N - 1."""
 
     file: ShardFile
+    keys: list[str]
+    """(N)"""
     layouts: list[list[str]]
     """Distinct lists of the file endings of a sample, e.g. ["jpg", "json"]."""
     layout_of: NDArray[np.uint32]
@@ -187,10 +189,6 @@ class Shard:
     """(M,): first byte of each member's content."""
     sizes: NDArray[np.int64]
     """(M,): number of bytes of each member."""
-    key_starts: NDArray[np.int64]
-    """(N + 1,): first byte of each sample's key in ``key_bytes``."""
-    key_bytes: NDArray[np.uint8]
-    """All keys, one after another, in UTF-8."""
 
     def __len__(self) -> int:
         return len(self.layout_of)
@@ -199,11 +197,6 @@ class Shard:
     def name(self) -> str:
         """Its path, or its address without what may be secret."""
         return describe(self.file.address)
-
-    def key(self, row: int) -> str:
-        """Key of a sample."""
-        start, end = self.key_starts[row : row + 2].tolist()
-        return self.key_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, row: int) -> dict[str, Extent]:
         """The members of a sample by file ending."""
@@ -233,28 +226,17 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
         CacheFailure: the cache cannot be written.
     """
     folder = cache_folder() / "shards"
-
-    def attempt() -> Shard:
-        try:
-            return _open_once(address, cache_bytes, folder)
-        except FileNotFoundError:  # also of a file in the cache that another process has removed to make room
-            raise
-        except OSError as error:
-            if not _is_of_cache(error, folder):
-                raise
-            raise CacheFailure(
-                f"copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
-                "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder",
-                where=folder,
-            ) from error
-
-    pauses: Sequence[float] = READ_PAUSES
-    if scheme(address):
-        pauses = FETCH_PAUSES
+    pauses = FETCH_PAUSES if scheme(address) else READ_PAUSES
     try:
-        return _with_pauses(attempt, pauses)
+        return _with_pauses(lambda: _open_once(address, cache_bytes, folder), pauses)
     except (OSError, _Failure) as error:
-        raise UnreadableShard(reason_of(error), where=describe(address)) from error
+        if not _is_of_cache(error, folder):
+            raise UnreadableShard(reason_of(error), where=describe(address)) from error
+        raise CacheFailure(
+            f"copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
+            "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder",
+            where=folder,
+        ) from error
 
 
 def fetch_ahead(addresses: Sequence[str], cache_bytes: float) -> None:
@@ -308,8 +290,9 @@ def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
             fields = index_tar(temporary)
     else:
         fields = index_tar(tar)
-    arrays = {name: value for name, value in fields.items() if name != "layouts"}
-    write_derived(index, index.stem, arrays, fields["layouts"])
+    arrays = dict(fields)
+    texts = {name: arrays.pop(name) for name in ("keys", "layouts")}
+    write_derived(index, index.stem, arrays, texts)
     return fields
 
 
@@ -381,7 +364,7 @@ def index_tar(path: Path) -> dict[str, Any]:
     layout_of: list[int] = []
     member_counts: list[int] = []
     places: list[tuple[int, int]] = []
-    keys: list[bytes] = []
+    keys: list[str] = []
     with open(path, "rb", buffering=0) as file:
         try:
             for sample in group_by_keys(_members(file)):
@@ -389,26 +372,20 @@ def index_tar(path: Path) -> dict[str, Any]:
                 layout_of.append(layout_numbers.setdefault(endings, len(layout_numbers)))
                 member_counts.append(len(endings))
                 places += [sample[ending] for ending in endings]
-                keys.append(sample["__key__"].encode("utf-8", "surrogateescape"))
+                keys.append(sample["__key__"])
         except ValueError as error:  # of webdataset: a member comes twice
             raise _Failure(str(error.args[0])) from error
     if not keys:
         raise _Failure("the tar has no sample")
     offsets, sizes = np.array(places, np.int64).T.copy()
     return {
+        "keys": keys,
         "layouts": [list(endings) for endings in layout_numbers],
         "layout_of": np.array(layout_of, np.uint32),
-        "member_starts": _starts(member_counts),
+        "member_starts": np.cumsum([0, *member_counts], dtype=np.int64),
         "offsets": offsets,
         "sizes": sizes,
-        "key_starts": _starts([len(key) for key in keys]),
-        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
     }
-
-
-def _starts(lengths: list[int]) -> NDArray[np.int64]:
-    """Start of each of several consecutive pieces, and the end of the last one."""
-    return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:
@@ -453,7 +430,7 @@ def _read_index(files: Sequence[Path]) -> dict[str, Any] | None:
         index = read_derived(files[0], files[0].stem)
     except FileNotFoundError:
         return None
-    return None if index is None else {"layouts": index.about, **index.arrays}
+    return None if index is None else {**index.about, **index.arrays}
 
 
 # Copies

@@ -145,7 +145,7 @@ class Candidates:
         """
         row = int(self.rows[candidate])
         return parse_sample(
-            key=self.shard.key(row),
+            key=self.shard.keys[row],
             members=self.shard.members(row),
             source=self.shard.name,
             modalities=self.source.config.modalities,
@@ -161,7 +161,7 @@ class Candidates:
             return
         reason = str(error)
         if not isinstance(error, BrokenSample):
-            key = self.shard.key(int(self.rows[candidate]))
+            key = self.shard.keys[int(self.rows[candidate])]
             reason = f"{self.shard.name}: {key} cannot be decoded ({error})"
         source.drawn += 1
         source.lost.append(Lost(source.number, reason))
@@ -235,7 +235,7 @@ class Source:
         rows = np.flatnonzero(np.array(fits, bool)[shard.layout_of])
         if self.config.keys == "*":
             return rows
-        fits_key = [self._matches_key(shard.key(row)) is not None for row in rows.tolist()]
+        fits_key = [self._matches_key(shard.keys[row]) is not None for row in rows.tolist()]
         return rows[np.array(fits_key, bool)]
 
     def no_sample(self, example: str) -> UserError:

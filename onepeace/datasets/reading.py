@@ -1,7 +1,6 @@
 """Reading of tables and lists in a download; errors are `UserError`s that name file and line."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,17 +91,6 @@ def fields(where: str, row: object, names: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"expected {names}; found {row!r:.100}", where=where) from error
-
-
-def number(text: str, where: str) -> float:
-    """Parse a finite number in a cell; `where` is for the message."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"expected a number, found {text!r}", where=where)
-    return value
 
 
 def whole_number(text: str, where: str) -> int:

@@ -182,7 +182,7 @@ def read_shard(path: Path) -> Iterator[Record]:
     shard = open_shard(str(path.absolute()))
     for row in range(len(shard)):
         content = content_of(shard.members(row))
-        yield _read_sample(path, shard.key(row), content, endings)
+        yield _read_sample(path, shard.keys[row], content, endings)
 
 
 def _endings() -> dict[str, set[str]]:

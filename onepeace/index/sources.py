@@ -236,7 +236,7 @@ def read_shard(shard: str) -> Iterator[Entry]:
         return
     problems: list[str] = []
     for row in range(len(opened)):
-        key = opened.key(row)
+        key = opened.keys[row]
         members = opened.members(row)
         captions: list[str] = []
         columns: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """Sounds with the beginning and end of each event: DESED (Turpault, Serizel, Salamon, Shah, DCASE 2019), and tables of
 users in the same form."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SOUND_HINT, SOUNDS, Sounds, sounds_below
-from onepeace.datasets.reading import find, number, plain_name, read_rows
+from onepeace.datasets.reading import find, plain_name, read_rows
 from onepeace.errors import UserError
 
 COLUMNS = ("filename", "onset", "offset", "event_label")
@@ -81,8 +82,8 @@ def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
         events = events_by_file.setdefault(row["filename"], [])
         if not any(row[name] for name in COLUMNS[1:]):
             continue
-        onset = number(row["onset"], where)
-        offset = number(row["offset"], where)
+        onset = _number(row["onset"], where)
+        offset = _number(row["offset"], where)
         label = row["event_label"].replace("_", " ").strip()
         if not 0 <= onset <= offset or not label:
             raise UserError(
@@ -97,6 +98,17 @@ def _stem(name: str) -> str:
     """The name of a sound without its suffix; "Y-id_30.000_40.000" has none."""
     path = Path(name)
     return path.stem if path.suffix.lower() in SOUNDS else name
+
+
+def _number(text: str, where: str) -> float:
+    """Parse a finite number in a cell; `where` is for the message."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"expected a number, found {text!r}", where=where)
+    return value
 
 
 layout = SoundEvents()

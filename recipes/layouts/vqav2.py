@@ -1,7 +1,7 @@
 """VQA 2.0 (Goyal, Khot, Summers-Stay, Batra, Parikh, CVPR 2017)."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, opt
 from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
 from onepeace.errors import UserError
-from onepeace.evaluate.protocols.vqa_answers import normalize_answer, soft_scores
+from onepeace.evaluate.protocols.vqa_answers import normalize_answer
 
 LICENSE = "questions and answers CC BY 4.0; photographs under their Flickr licences"
 UNANSWERED = ("test2015", "test-dev2015")
@@ -111,11 +111,21 @@ def _table(
 
 def _targets(answers: Answers, class_names: Collection[str]) -> dict[str, Any]:
     """The scores of the answers that are classes, and all answers."""
-    scores = soft_scores(answers.of_people)
+    scores = _soft_scores(answers.of_people)
     return {
         "answers": {answer: score for answer, score in scores.items() if answer in class_names},
         "annotations": answers.of_people,
     }
+
+
+def _soft_scores(answers: Iterable[str]) -> dict[str, float]:
+    """Score of each normalised answer: 0.3, 0.6, 0.9 and 1 if given by one, two, three and more of ten people.
+
+    This is the mean of min(1, matches / 3) over the ten groups of nine people (Teney et al., arXiv 1708.02711, as in
+    the training of OFA and ONE-PEACE).
+    """
+    counts = Counter(map(normalize_answer, answers))
+    return {answer: min(1.0, round(0.3 * count, 1)) for answer, count in counts.items()}
 
 
 layout = VQAv2()

@@ -45,11 +45,7 @@ def cached(tmp_path, monkeypatch):
 
 def contents(shard):
     """Keys and members of a shard."""
-    return [(shard.key(row), content_of(shard.members(row))) for row in range(len(shard))]
-
-
-def keys(shard):
-    return [shard.key(row) for row in range(len(shard))]
+    return [(key, content_of(shard.members(row))) for row, key in enumerate(shard.keys)]
 
 
 # What is whole
@@ -121,7 +117,7 @@ def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
     for keys_of_version in (["x"], ["y", "x"]):
         write(tmp_path / "new.tar", keys_of_version)
         os.replace(tmp_path / "new.tar", tmp_path / "a.tar")
-        assert keys(cached(tmp_path / "a.tar")) == keys_of_version
+        assert cached(tmp_path / "a.tar").keys == keys_of_version
 
 
 # Files that are not what they were
@@ -214,8 +210,8 @@ def test_object_stores_are_listed_and_read(tmp_path):
         path = Path(shard)
         store.pipe(f"/bucket/{path.name}", path.read_bytes())
     first, second = [open_shard(address) for address in expand("*.tar*", "memory://bucket")]
-    assert keys(first) == ["0-0", "0-1", "0-2"]
-    assert keys(second) == ["1-0", "1-1"]
+    assert first.keys == ["0-0", "0-1", "0-2"]
+    assert second.keys == ["1-0", "1-1"]
 
 
 # Servers
@@ -229,7 +225,7 @@ def test_shards_over_http_equal_the_files(served, cached):
         assert len(remote) == count
         assert contents(remote) == contents(cached(str(folder / name)))
     write(folder / "a[1].tar", ["x"])
-    assert keys(cached(f"{address}/a[1].tar")) == ["x"]  # no pattern
+    assert cached(f"{address}/a[1].tar").keys == ["x"]  # no pattern
     assert set(requests.counts.values()) == {1}
 
 

@@ -1,11 +1,9 @@
-"""Normalisation of VQA answers, and scores of the answers of ten people (Antol et al., ICCV 2015).
+"""Normalisation of VQA answers (Antol et al., ICCV 2015).
 
 The rules are those of visualqa.org/evaluation.html as its evaluation code applies them, including a known bug.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 """Without the full stop, which has a separate rule, and apostrophe and colon, which are kept (girl's, 2:50)."""
@@ -54,13 +52,3 @@ def normalize_answer(answer: str) -> str:
         if word not in ARTICLES:
             words.append(CONTRACTIONS.get(word, word))
     return " ".join(words)
-
-
-def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """Score of each normalised answer: 0.3, 0.6, 0.9 and 1 if given by one, two, three and more of ten people.
-
-    This is the mean of min(1, matches / 3) over the ten groups of nine people (Teney et al., arXiv 1708.02711, as in
-    the training of OFA and ONE-PEACE).
-    """
-    counts = Counter(map(normalize_answer, answers))
-    return {answer: min(1.0, round(0.3 * count, 1)) for answer, count in counts.items()}
