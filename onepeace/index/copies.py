@@ -65,8 +65,6 @@ SMALL = 2.0
 """Number of audible cells below which SMALL replaces DEVIATION."""
 FEW = 60
 """Number of audible cells below which sounds are never copies."""
-LEAST_FRAMES = 3
-"""Number of frames below which sounds are never copies."""
 
 MOMENTS = (0.2, 0.4, 0.6, 0.8)
 """Fractions of a video's length at which frames are compared."""
@@ -264,7 +262,7 @@ def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
     elif len(right) > 1.5 * len(left):
         right = _halved(right)
     longest = max(len(left), len(right))
-    least = max(LONGER * longest, LEAST_FRAMES)
+    least = LONGER * longest
     if min(len(left), len(right)) < least:
         return False
     left_changes = _changes(left, left > -HEARD)

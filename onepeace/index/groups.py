@@ -156,7 +156,11 @@ def _near(
     copies = pairs[_compared(same, looks, pairs)]
     groups = []
     for members in connected(len(items), copies.tolist()):
-        groups += _around_first(members, looks, same)
+        while members:  # each group is of copies of its first file
+            first, *others = members
+            is_copy = _compared(same, looks, np.array([(first, other) for other in others], np.int64).reshape(-1, 2))
+            groups.append([first, *np.array(others, np.int64)[is_copy].tolist()])
+            members = np.array(others, np.int64)[~is_copy].tolist()
     return groups
 
 
@@ -167,33 +171,14 @@ def _looks(
     look: Look,
 ) -> dict[int, np.ndarray]:
     """Looks of the files at some positions, without those that cannot be read, by position."""
-    to_read = [items[position] for position in positions]
     looks = {}
-    for number, value in map_content(to_read, index.roots(), look):
+    for number, value in map_content([items[position] for position in positions], index.roots(), look):
         looks[positions[number]] = value
-    _warn_of_missing([items[position] for position in positions if position not in looks])
+    missing = [items[position] for position in positions if position not in looks]
+    if missing:
+        files = missing[0].path if len(missing) == 1 else f"{len(missing):,} {missing[0].modality} files"
+        log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", files)
     return looks
-
-
-def _around_first(members: list[int], looks: dict[int, np.ndarray], same: Same) -> list[list[int]]:
-    """Groups of connected files, each of copies of its first file."""
-    groups = []
-    while members:
-        first = members[0]
-        remaining = np.array(members[1:], np.int64)
-        pairs = np.array([(first, other) for other in remaining])
-        is_copy = _compared(same, looks, pairs)
-        groups.append([first, *remaining[is_copy].tolist()])
-        members = remaining[~is_copy].tolist()
-    return groups
-
-
-def _warn_of_missing(items: Sequence[Item]) -> None:
-    """Warn of files without a look."""
-    if not items:
-        return
-    files = items[0].path if len(items) == 1 else f"{len(items):,} {items[0].modality} files"
-    log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", files)
 
 
 def _candidates(vectors: np.ndarray) -> np.ndarray:
@@ -255,31 +240,17 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     estimator = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH)
     fitted = estimator.fit(centred)
+    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
     groups = []
     for label in np.unique(fitted.labels_):
         rows = np.flatnonzero(fitted.labels_ == label)
-        items_of_label = [items[row] for row in rows]
-        groups.append(_cluster(index, items_of_label, centred[rows]))
+        centre = unit(centred[rows].mean(axis=0, keepdims=True))[0]
+        cosines = centred[rows] @ centre
+        best_first = np.argsort(-cosines, kind="stable")
+        members = [Member(item=items[rows[place]], similarity=float(cosines[place])) for place in best_first]
+        names = [texts_of("word")[place] for place in np.argsort(-(words @ centre), kind="stable")[:NAMES]]
+        groups.append(Group(tuple(members), tuple(names)))
     return sorted(groups, key=lambda group: -len(group.members))
-
-
-def _cluster(index: Index, items: Sequence[Item], vectors: np.ndarray) -> Group:
-    """The cluster of files with unit vectors (n, E)."""
-    centre = unit(vectors.mean(axis=0, keepdims=True))[0]
-    cosines = vectors @ centre
-    members = []
-    for position in np.argsort(-cosines, kind="stable"):
-        members.append(Member(item=items[position], similarity=float(cosines[position])))
-    return Group(tuple(members), names=_names(index, centre))
-
-
-def _names(index: Index, centre: np.ndarray) -> tuple[str, ...]:
-    """Generic words nearest to a centre (E,), best first."""
-    no_words = np.empty((0, index.embed_dim))
-    words = index.banks.vectors.get("word", no_words)
-    names = texts_of("word")
-    nearest = np.argsort(-(words @ centre), kind="stable")[:NAMES]
-    return tuple(names[position] for position in nearest)
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
