@@ -92,13 +92,6 @@ def test_long_sound_is_one_hit_at_its_nearest_window(fill):
     assert results.relevant is None  # there is no calibration
 
 
-def test_names_that_are_not_utf8_in_json(fill):
-    hit = fill({"a\udcff.jpg": 6, "b\udcff.jpg": 6}).search(QUERY)[0].to_dict()
-
-    assert hit["path"] == "/p/a\ufffd.jpg"
-    assert hit["copies"] == ["/p/b\ufffd.jpg"]
-
-
 def test_near_copies_are_one_hit_of_each_modality(fill):
     index = fill({"a.jpg": 6, "a.png": 7, "a.ogg": 6, "b.jpg": 45})
 
@@ -107,11 +100,6 @@ def test_near_copies_are_one_hit_of_each_modality(fill):
     assert names(collapsed) == "a.jpg a.ogg b.jpg"
     assert [hit.copies for hit in collapsed] == [("/p/a.png",), (), ()]
     assert search(index, collapse=False) == "a.jpg a.ogg a.png b.jpg"
-
-
-def test_different_pages_are_no_near_copies(fill):
-    """Printed pages, whose words a small picture does not show, have cosines of up to 0.996."""
-    assert search(fill({"1.jpg": 6, "2.jpg": 11, "3.jpg": 16})) == "1.jpg 2.jpg 3.jpg"
 
 
 def test_photograph_is_no_copy_of_a_video(fill):
@@ -166,12 +154,6 @@ def test_only_one_modality(fill):
     assert index.search(QUERY, only=["text"]).hits == ()
 
 
-def test_like_a_file_leaves_it_out(fill):
-    index = fill({"a.jpg": 12, "a.ogg": 6, "b.jpg": 45})
-
-    assert search(index, Query(like="/p/a.jpg")) == "a.ogg b.jpg"
-
-
 @pytest.mark.parametrize(
     ("below", "expected"),
     [
@@ -193,11 +175,7 @@ def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
 
 @pytest.mark.parametrize(
     ("sort", "expected"),
-    [
-        ("match", "b.jpg c.jpg a.jpg"),
-        ("date", "c.jpg a.jpg b.jpg"),
-        ("path", "a.jpg b.jpg c.jpg"),
-    ],
+    [("match", "b.jpg c.jpg a.jpg"), ("date", "c.jpg a.jpg b.jpg"), ("path", "a.jpg b.jpg c.jpg")],
 )
 def test_sort_by_match_date_or_path(fill, sort, expected):
     index = fill({"b.jpg": 6, "c.jpg": 18, "a.jpg": 45}, date={"a.jpg": 20.0, "b.jpg": 10.0, "c.jpg": 30.0})
@@ -408,7 +386,6 @@ def test_option_that_cannot_be_read(two, options, word):
 def test_index_of_an_earlier_version_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "index.sqlite") as connection:
         connection.execute("CREATE TABLE meta (key TEXT, value TEXT)")
-        connection.execute("INSERT INTO meta VALUES ('format_version', '1')")
 
-    with pytest.raises(UserError, match="tables are not those of this version"):
+    with pytest.raises(UserError, match="earlier version"):
         Index.open(tmp_path)

@@ -117,13 +117,6 @@ def test_match_of_unrelated_queries_is_spread_evenly(folder_banks, pictures):
     assert np.mean(np.array(matches) > 0.9) == pytest.approx(0.1, abs=0.06)
 
 
-def test_match_of_a_single_part_does_not_depend_on_its_weight(folder_banks, pictures):
-    for vector in around(10, 30, 1.0):
-        match = match_of_best(folder_banks, query_of_word(vector), pictures)
-        with_small_weight = match_of_best(folder_banks, query_of(("word", vector, 0.2)), pictures)
-        assert with_small_weight == pytest.approx(match, abs=0.01)
-
-
 MIXTURES = pytest.mark.parametrize(
     "weights",
     [

@@ -226,15 +226,6 @@ def names(hits):
     return [hit.item.path.rpartition("/")[2].removesuffix(".jpg") for hit in hits]
 
 
-def test_files_with_rare_words_come_first(opened):
-    hits = opened.search("a dog", top=7, collapse=False)
-
-    scores_of_dogs = [hit.score for hit in hits][:5]
-    assert names(hits) == [*DOGS, *CATS[:2]]
-    assert [hit.words for hit in hits] == [("dog",)] * 5 + [()] * 2
-    assert scores_of_dogs == sorted(scores_of_dogs, reverse=True)
-
-
 def test_search_marks_files_with_some_words(opened):
     hits = opened.search("dog elephant", top=6, collapse=False)
 
