@@ -102,6 +102,11 @@ def test_near_copies_are_one_hit_of_each_modality(fill):
     assert search(index, collapse=False) == "a.jpg a.ogg a.png b.jpg"
 
 
+def test_different_pages_are_no_near_copies(fill):
+    """Printed pages, whose words a small picture does not show, have cosines of up to 0.996."""
+    assert search(fill({"1.jpg": 6, "2.jpg": 11, "3.jpg": 16})) == "1.jpg 2.jpg 3.jpg"
+
+
 def test_photograph_is_no_copy_of_a_video(fill):
     index = fill({"a.jpg": 6, "b.jpg": 6.1})
     with closing(Store(index.folder, write=True)) as store, store.transaction():
@@ -387,5 +392,5 @@ def test_index_of_an_earlier_version_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "index.sqlite") as connection:
         connection.execute("CREATE TABLE meta (key TEXT, value TEXT)")
 
-    with pytest.raises(UserError, match="earlier version"):
+    with pytest.raises(UserError, match="tables are not those of this version"):
         Index.open(tmp_path)
