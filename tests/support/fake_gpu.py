@@ -1,17 +1,23 @@
-"""A training step on a GPU that does not exist: torch's tensors without values, which know their device.
+"""A training step on a GPU that does not exist: torch's tensors without values, which know their device and type.
 
 The device is torch's dispatch key for backends of others, PrivateUse1, for which nothing has to be compiled. Operations
-on tensors of two devices fail, and so does whatever needs a value: `.item()`, `bool()`, `nonzero()`, an index of flags.
-Copies that would wait for the device fail by `NoWaiting`.
+on tensors of two devices or types fail, and so does whatever needs a value: `.item()`, `bool()`, `nonzero()`, an index
+of flags. Copies that would wait for the device fail by `NoWaiting`. The step is in bfloat16, by the autocast of CUDA.
 """
 
 import copy
+import re
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import DefaultDeviceType
 
 from onepeace.generative.asking import Asking
 from onepeace.train.logging import Averages
@@ -54,6 +60,61 @@ def fake_gpu():
     if not hasattr(torch, NAME):
         backend_registration._setup_privateuseone_for_python_backend(NAME, Backend(), Hook())
     return torch.device(NAME, 0)
+
+
+HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
+AUTOCAST = torch._C.DispatchKey.AutocastPrivateUse1
+
+
+def operations(group):
+    """Operations of CUDA's autocast in a group of its lists, from torch's own header; some exist in C++ only."""
+    listed = HEADER.read_text().partition(f"#define AT_FORALL_{group}(_)")[2].partition("\n\n")[0]
+    for name, overload in re.findall(r"_\((\w+)(?:, (\w+))?\)", listed):
+        operation = getattr(getattr(torch.ops.aten, name), overload or "default", None)
+        if operation is not None:
+            yield operation
+
+
+def casting(operation, choose):
+    """The operation on inputs in the type that ``choose`` returns for theirs."""
+
+    def compute(*args, **kwargs):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        chosen = choose({tensor.dtype for tensor in tensors if tensor.is_floating_point()})
+
+        def cast(leaf):
+            is_cast = isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.device.type == NAME
+            return leaf.to(chosen) if is_cast else leaf
+
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(AUTOCAST)):
+            args, kwargs = tree_map(cast, (args, kwargs))
+            return operation(*args, **kwargs)
+
+    return compute
+
+
+def widest(dtypes):
+    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
+
+
+CHOICES = {
+    "LOWER_PRECISION_FP": lambda _: torch.bfloat16,
+    "FP32": lambda _: torch.float32,
+    "FP32_SET_OPT_DTYPE": lambda _: torch.float32,
+    "PROMOTE": widest,
+}
+
+
+@cache
+def autocast_as_cuda():
+    """Give the device the autocast of CUDA; the registrations last as long as what is returned."""
+    library = torch.library.Library("aten", "IMPL", AUTOCAST.name)
+    for group, choose in CHOICES.items():
+        for operation in operations(group):
+            library.impl(operation.name(), casting(operation, choose))
+    others = torch.library.Library("_", "IMPL", AUTOCAST.name)
+    others.fallback(torch.library.fallthrough_kernel)
+    return library, others
 
 
 fake_gpu()  # when tests are collected: the first backward pass of the process counts the kinds of devices once for all
@@ -105,12 +166,14 @@ def check_step(stepper, batches):
     recipe = stepper.recipe
     objective = copy.deepcopy(stepper.objective)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    autocast_as_cuda()
     move_to_fake_gpu(objective, mode)
-    with mode, NoWaiting():
+    recomputing = patch.object(DefaultDeviceType, "_default_device_type", NAME)  # of passes without tensors as inputs
+    with mode, NoWaiting(), recomputing:
         weights = dict(objective.model.named_parameters())
         average = {name: weights[name].detach().clone() for name in stepper.average}
         optimizer = build_optimizer(recipe, objective)
-        fake = Stepper(recipe, objective, optimizer, average, fake_gpu(), bfloat16=False)
+        fake = Stepper(recipe, objective, optimizer, average, fake_gpu(), bfloat16=True)
         result = fake(1, batches, learning_rate=0.1)
         UnusableSteps(recipe).add(1, batches, result)
         Averages().add_step(result.losses, grad_norm=result.grad_norm)

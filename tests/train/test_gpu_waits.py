@@ -1,4 +1,4 @@
-"""The check of a step on a GPU that does not exist finds what would fail or wait on one.
+"""The check of a step in bfloat16 on a GPU that does not exist finds what would fail or wait on one.
 
 The steps of all recipes are checked in test_recipes.py and in tests/recipes.
 """
@@ -9,6 +9,7 @@ from support.fake_gpu import StepChecked, check_first_step
 from support.training import DENOISING, make_recipe
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from onepeace.model.masked_decoder import MaskedDecoder
 from onepeace.train import parallel, trainer
 from onepeace.train.passes import Passes
 
@@ -45,6 +46,17 @@ def test_tensor_on_the_cpu_is_found(first_step, monkeypatch):
 
     monkeypatch.setattr("onepeace.model.adapters.text.sequence_buckets", buckets_on_the_cpu)
     with pytest.raises(MIXED_DEVICES):
+        first_step()
+
+
+def test_mixed_types_are_found(first_step, monkeypatch):
+    def fill(decoder, key, tokens, keep, grid):
+        x = decoder.into[key](tokens)  # in bfloat16, by autocast
+        index = torch.zeros_like(x, dtype=torch.int64)
+        return torch.zeros_like(x, dtype=torch.float32).scatter(1, index, x)
+
+    monkeypatch.setattr(MaskedDecoder, "_fill", fill)
+    with pytest.raises(RuntimeError, match="dtype"):
         first_step()
 
 
