@@ -48,6 +48,11 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     return torch.device(name)
 
 
+def card_name(device: torch.device) -> str:
+    """Name of a CUDA device as its driver tells it; empty for others."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def may_be_gpu(name: str | None) -> bool:
     """Whether a name selects a GPU, if there is one."""
     return name in (None, "auto", "cuda")

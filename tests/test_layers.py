@@ -22,7 +22,7 @@ MODALITIES = {"text", "image", "audio", "video"}
 ROWS = [
     {"errors", "progress", "special_ids"},
     {"extensions", "files"},
-    {"config", "device", "threads"},
+    {"cards", "config", "device", "threads"},
     {"layers"},
     {"heads"},
     {"model", "processors", "losses"},

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trackers import OperationCounter, PeakTracker, ShardedTracker
 
+from onepeace.cards import CARDS, Card
 from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
 from onepeace.model import encoder
-from onepeace.plan.cards import CARDS, Card
 from onepeace.plan.plan import Plan, planned_config, planned_model, share_of_step, with_sharding
 from onepeace.plan.step import Group, StepCost, bytes_of
 from onepeace.train import parallel

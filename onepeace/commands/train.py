@@ -5,6 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from onepeace.cards import CARDS
 from onepeace.commands import files
 from onepeace.commands.options import positive
 from onepeace.errors import UsageError
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 SAMPLES = "data/samples"
 """Sample files of a checkout, on which to try a new model."""
-CARD_NAMES = ("a100", "h100", "h200", "b200")
-"""Keys of onepeace.plan.cards.CARDS, which takes seconds to import."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print memory, traffic, FLOPs and time of a step, and stop")
     parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
-    parser.add_argument("--card", choices=CARD_NAMES, help="the GPU for --plan (h100)")
+    parser.add_argument("--card", choices=list(CARDS), help="the GPU for --plan (h100)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(recipe: "Recipe", processes: int, card: str) -> None:
-    from onepeace.plan.cards import CARDS
     from onepeace.plan.plan import make_plan
     from onepeace.plan.report import plan_text
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from onepeace.cards import CARDS, Card
 from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
@@ -20,7 +21,6 @@ from onepeace.files.atomic import cache_folder
 from onepeace.hub.download import find
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
-from onepeace.plan.cards import CARDS, Card
 from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.step import StepCost, measure_step
 from onepeace.plan.synthetic import largest_items, synthetic_batch

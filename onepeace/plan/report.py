@@ -1,7 +1,8 @@
 """The plan of a run as text, for the command line."""
 
-from onepeace.plan.cards import CARDS, UTILISATION, step_time
+from onepeace.cards import CARDS
 from onepeace.plan.plan import Plan
+from onepeace.plan.time import UTILISATION, step_time
 
 
 def plan_text(plan: Plan) -> str:

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from onepeace.config import to_plain
 from onepeace.errors import UserError, need, one_line
 from onepeace.files.atomic import write_text_atomic
 from onepeace.progress import Progress
-from onepeace.train.parallel import mean
+from onepeace.train.parallel import mean, world_size
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -233,6 +234,8 @@ class Averages:
         """Restart the measurement of the speed."""
         self.items = 0
         """Number of items trained on."""
+        self.tokens: Counter[str] = Counter()
+        """Number of tokens of this process by modality, without padding."""
         self._waited = 0.0
         self._since = time.perf_counter()
 
@@ -258,8 +261,8 @@ class Averages:
         self._steps.append(numbers)
 
     def take(self, left_out: Sequence[bool] = ()) -> tuple[dict[str, float], dict[str, float]]:
-        """Means by name, also over processes, and the speed: items per second, share of time spent waiting for data,
-        seconds. Both are reset.
+        """Means by name, also over processes, and the speed: items and tokens per second, share of time spent waiting
+        for data, seconds. Both are reset.
 
         Args:
             left_out: for each step, whether it does not count.
@@ -280,6 +283,8 @@ class Averages:
             "data_wait": round(self._waited / spent, 3),
             "seconds": round(spent, 2),
         }
+        for modality, count in self.tokens.items():
+            speed[f"tokens_per_second/{modality}"] = round(count * world_size() / spent, 1)
         self._steps.clear()
         self.restart_clock()
         return means, speed

@@ -210,6 +210,7 @@ MAY_CHANGE = frozenset(
         "run.keep",
         "run.workers",
         "run.loggers",
+        "run.profile",
         "run.parallel",
         "run.shard",
         "run.keep_gathered",

@@ -191,8 +191,12 @@ class RunConfig:
     """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
     loggers: tuple[str, ...] = ()
     """Where the log is written as well: tensorboard (extra ``track``), wandb, mlflow (extras of these names)."""
+    profile: tuple[Count, Count] | None = None
+    """First and last step that torch's profiler records in the first process, into trace.json.gz; null = none."""
 
     def __post_init__(self) -> None:
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            raise UserError(f"run.profile {list(self.profile)} ends before it begins; give [first, last]")
         if self.parallel == "ddp":
             if self.shard is not None:
                 raise UserError(f"run.shard {self.shard} is for run.parallel fsdp, but this is ddp; leave it out")

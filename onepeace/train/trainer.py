@@ -6,6 +6,7 @@ A step is a function of the recipe, its number and the last checkpoint, so that 
 import logging
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from onepeace.train.optim import rates
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.schedule import learning_rate
 from onepeace.train.setup import TERMS_FILE, TOKENIZER, build, build_steps
+from onepeace.train.speed import Utilisation, traced
 from onepeace.train.step import Stepper, UnusableSteps
 
 log = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ class Trainer:
         if self.start < recipe.schedule.steps:
             self.steps.open(self.start)
         self.averages = Averages()
+        self.utilisation = Utilisation(device, parts.use_bfloat16, recipe.run.compile)
         self.journal = open_log(recipe, self.start) if parallel.rank() == 0 else None
         self.account = Account(self.steps, self.cursors)
         self.unusable = UnusableSteps(recipe)
@@ -173,12 +176,13 @@ class Trainer:
         step = self.start
         # Closing ends the workers, which ignore SIGTERM.
         loading = loader(self.steps, self.start, last, self.recipe.run.workers)
-        with closing(loading) as loaded, self.checkpoints:
+        with closing(loading) as loaded, self.checkpoints, traced(self.recipe.run, self.start) as end_step:
             for step in range(self.start + 1, last + 1):
                 with self.averages.waiting():
                     step_data = next(loaded)
                 self.take_step(step, step_data)
                 is_stopping = self.finish_step(step, stop_requested())
+                end_step()
                 if is_stopping:
                     break
         self.signals.answers(SIGNALS)  # the last question is not left open
@@ -189,14 +193,18 @@ class Trainer:
     def take_step(self, step: int, step_data: Step) -> None:
         """Train on the batches of a step, and add its numbers to those of the next line of the log."""
         batches = step_data.batches
+        tokens: Counter[str] = Counter()
+        for batch in batches:
+            tokens.update({key: int(lengths.sum()) for key, lengths in batch.lengths.items()})
         remedy = "raise run.grad_cache_chunks, set run.recompute to blocks, or lower run.batch_size"
-        with memory_remedy(f"no memory for step {step}; {remedy}"):
+        with memory_remedy(f"no memory for step {step}; {remedy}"), self.utilisation.counting(tokens.total()):
             result = self.stepper(step, batches, self._learning_rate(step))
         self.account.add(step_data)
         self.cursors = {**step_data.cursors, **self.account.state()}
         self.unusable.add(step, batches, result)
         num_items = sum(len(batch.keys) for batch in batches)
         self.averages.items += num_items * parallel.world_size()
+        self.averages.tokens.update(tokens)
         replaced = sum(lost.shard is None for lost in step_data.lost)
         self.averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
 
@@ -242,6 +250,8 @@ class Trainer:
         self.account.merge(told)
         self.cursors.update(self.account.state())
         means, speed = self.averages.take(left_out=self.unusable.check())
+        tokens_per_second = sum(speed[name] for name in speed if name.startswith("tokens_per_second/"))
+        speed |= self.utilisation.share(tokens_per_second / parallel.world_size())
         scale = self.model.logit_scale
         temperature = {} if scale is None else {"logit_scale": scale.exp().item()}
         line = {

@@ -11,17 +11,17 @@ from support.planned import SMALL, contrastive, planned_recipe
 from support.training import MODEL
 from support.training import make_recipe as small_recipe
 
+from onepeace.cards import CARDS
 from onepeace.cli import main
-from onepeace.commands import train
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.errors import UserError
 from onepeace.layers.attention import FURTHER
 from onepeace.model import OnePeace
-from onepeace.plan.cards import CARDS, UTILISATION, StepTime, step_time
 from onepeace.plan.plan import make_plan, planned_config
 from onepeace.plan.report import plan_text
 from onepeace.plan.step import GpuKernels, Group, Meter, StepCost
 from onepeace.plan.synthetic import item_batch
+from onepeace.plan.time import UTILISATION, StepTime, step_time
 from onepeace.train.recipe import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -229,10 +229,6 @@ def test_plan_command_prints_the_plan(tmp_path, capsys):
     assert printed == plan_text(make_plan(planned, 2, CARDS["a100"])) + "\n"
     for words in ("A100", "bfloat16", "recompute: blocks", "fsdp over 2", "<- limits"):
         assert words in printed
-
-
-def test_cards_of_the_command():
-    assert train.CARD_NAMES == tuple(CARDS)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def fake_gpu():
 
 
 HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
+HALF_OR_FLOAT = {torch.bfloat16, torch.float32}
 AUTOCAST = torch._C.DispatchKey.AutocastPrivateUse1
 
 
@@ -83,7 +84,7 @@ def casting(operation, choose):
         chosen = choose({tensor.dtype for tensor in tensors if tensor.is_floating_point()})
 
         def cast(leaf):
-            is_cast = isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.device.type == NAME
+            is_cast = isinstance(leaf, torch.Tensor) and leaf.dtype in HALF_OR_FLOAT and leaf.device.type == NAME
             return leaf.to(chosen) if is_cast else leaf
 
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(AUTOCAST)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from onepeace.cards import Card
 from onepeace.plan.step import StepCost
 
 if TYPE_CHECKING:
@@ -22,36 +23,6 @@ READER_ITEMS = 365
 """Items that one worker of the reader builds per second, photographs with a caption (docs/results/data.md)."""
 RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
 """Times that each byte goes over a link of every process, but for a share of 1 / processes (NCCL's ring)."""
-
-
-class Card(NamedTuple):
-    """A GPU in a machine of its own kind; bytes and FLOPs per second. Rates of links are those of one direction."""
-
-    name: str
-    bfloat16: float
-    """Peak of dense matrix products."""
-    float32: float
-    """Peak without TF32, which torch does not use by default."""
-    memory: int
-    """Bytes."""
-    bandwidth: float
-    """Of the memory."""
-    link: float
-    """NVLink, to the other GPUs of the machine."""
-    network: float
-    """Network adapter of one GPU."""
-
-
-CARDS = {
-    # NVIDIA's data sheets of the A100 80GB SXM and the DGX A100: one 200 Gb/s adapter for each GPU.
-    "a100": Card("A100 80 GB", 312e12, 19.5e12, memory=80 * 10**9, bandwidth=2.0e12, link=300e9, network=25e9),
-    # Data sheets of the H100 SXM and the DGX H100: one 400 Gb/s adapter for each GPU.
-    "h100": Card("H100 SXM", 989e12, 67e12, memory=80 * 10**9, bandwidth=3.35e12, link=450e9, network=50e9),
-    # Data sheets of the H200 SXM and the DGX H200.
-    "h200": Card("H200 SXM", 989e12, 67e12, memory=141 * 10**9, bandwidth=4.8e12, link=450e9, network=50e9),
-    # Data sheets of the HGX B200 and the DGX B200.
-    "b200": Card("B200 SXM", 2250e12, 75e12, memory=180 * 10**9, bandwidth=8e12, link=900e9, network=50e9),
-}
 
 
 class StepTime(NamedTuple):
