@@ -106,18 +106,10 @@ def parse_sample(
 def _fields(members: Members, where: str) -> dict[str, Any]:
     """Content of the .json, which may be absent."""
     try:
-        content = content_of(_last(members, "json", b"{}"))
+        content = content_of(members.get("json", b"{}"))
         return dict(json.loads(content))
     except (ValueError, TypeError, RecursionError) as error:
         raise BrokenSample(f"{where}.json cannot be read ({error})") from error
-
-
-def _last(members: Members, ending: str, default: Any) -> Any:
-    """The last member whose name ends so: KEY.json, and also KEY.some.json."""
-    for name in reversed(list(members)):
-        if name.rpartition(".")[2] == ending:
-            return members[name]
-    return default
 
 
 def _captions(fields: Mapping[str, Any], members: Members, where: str) -> list[str]:
@@ -128,7 +120,7 @@ def _captions(fields: Mapping[str, Any], members: Members, where: str) -> list[s
     captions = texts_in(listed)
     if captions:
         return captions
-    content = content_of(_last(members, "txt", b""))
+    content = content_of(members.get("txt", b""))
     return texts_in(content.decode("utf-8", errors="replace"))
 
 
@@ -274,67 +266,39 @@ def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _texts(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _scores(value: Any) -> bool:
-    return all(0 <= score <= 1 for score in value.values())
-
-
-def _box(value: Any) -> bool:
+def _is_box(value: Any) -> bool:
     x0, y0, x1, y1 = value
     return 0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1
 
 
-def _boxes(value: Any) -> bool:
-    return all(_box(box) for box in value)
-
-
-def _event(value: Any) -> bool:
+def _is_event(value: Any) -> bool:
     onset, offset, name = value
     return 0 <= onset <= offset and isinstance(name, str)
 
 
-def _events(value: Any) -> bool:
-    return all(_event(event) for event in value)
-
-
-def _png(value: Any) -> bool:
-    return value.startswith(PNG)
-
-
-def _choice(value: Any, targets: Mapping[str, Any]) -> bool:
+def _is_choice(value: Any, targets: Mapping[str, Any]) -> bool:
     return type(value) is int and 0 <= value < len(targets["candidates"])
 
 
-def _box_labels(value: Any, targets: Mapping[str, Any]) -> bool:
-    return _texts(value) and len(value) == len(targets["boxes"])
+def _has_texts_of_boxes(value: Any, targets: Mapping[str, Any]) -> bool:
+    return _are_texts(value) and len(value) == len(targets["boxes"])
 
 
-Check = Callable[[Any, Mapping[str, Any]], bool]
-
-
-def _alone(check: Callable[[Any], bool]) -> Check:
-    """A check that does not need the other targets."""
-    return lambda value, targets: check(value)
-
-
-TARGETS: dict[str, tuple[str, Check]] = {
-    "label": ("the name of a class", _alone(_text)),
-    "labels": ("a list of names of classes", _alone(_texts)),
-    "answers": ("scores from 0 to 1 by answer", _alone(_scores)),
-    "candidates": ("a list of answers", _alone(_texts)),
-    "choice": ("the number of one of the candidates", _choice),
-    "box": ("[x0, y0, x1, y1] from 0 to 1", _alone(_box)),
-    "boxes": ("a list of [x0, y0, x1, y1] from 0 to 1", _alone(_boxes)),
-    "box_labels": ("the name of a class for each box", _box_labels),
-    "events": ("a list of [onset, offset, name of a class], in seconds", _alone(_events)),
-    "mask": ("a PNG file", _alone(_png)),
+TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
+    "label": ("the name of a class", lambda value, _: isinstance(value, str)),
+    "labels": ("a list of names of classes", lambda value, _: _are_texts(value)),
+    "answers": ("scores from 0 to 1 by answer", lambda value, _: all(0 <= score <= 1 for score in value.values())),
+    "candidates": ("a list of answers", lambda value, _: _are_texts(value)),
+    "choice": ("the number of one of the candidates", _is_choice),
+    "box": ("[x0, y0, x1, y1] from 0 to 1", lambda value, _: _is_box(value)),
+    "boxes": ("a list of [x0, y0, x1, y1] from 0 to 1", lambda value, _: all(map(_is_box, value))),
+    "box_labels": ("the name of a class for each box", _has_texts_of_boxes),
+    "events": ("a list of [onset, offset, name of a class], in seconds", lambda value, _: all(map(_is_event, value))),
+    "mask": ("a PNG file", lambda value, _: value.startswith(PNG)),
 }
 """Form of a target in words, and a check of its value given the sample's other targets. A shard has the mask as
 KEY.mask.png, other targets in KEY.json. Boxes are relative to the width and height of the picture. A mask has a class

@@ -77,14 +77,13 @@ def _check_replaced(pattern: str, shards: Sequence[str]) -> None:
         pattern: what the shards were asked for by.
         shards: the shards that match it.
     """
-    names = [os.path.basename(shard) for shard in shards]
     for folder in sorted({os.path.dirname(path) for path in (pattern, *shards)}):
         for mark in glob.glob(os.path.join(folder, f".*{REPLACING}")):
-            prefix = os.path.basename(mark).removeprefix(".").removesuffix(REPLACING)
-            if not names or any(name.startswith(f"{prefix}-") for name in names):
+            prefix = os.path.join(folder, os.path.basename(mark)[1:].removesuffix(REPLACING))
+            if not shards or any(shard.startswith(f"{prefix}-") for shard in shards):
                 raise UserError(
-                    f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; write them again "
-                    "with onepeace shards ... --force"
+                    f"{prefix}-*.tar: are being replaced, or that was cut off; write them again with onepeace shards "
+                    "... --force"
                 )
 
 
