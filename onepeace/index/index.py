@@ -19,7 +19,7 @@ from onepeace.index.filters import Condition, compile_condition, kinds_of, regis
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.items import Item
 from onepeace.index.match import Banks, banks_of
-from onepeace.index.query import Query, SearchOptions, encode, mask_of, without_files, without_other_spaces
+from onepeace.index.query import Allowed, Query, SearchOptions, encode, mask_of, without_files, without_other_spaces
 from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix
@@ -300,7 +300,7 @@ class Index:
         return {} if tokenizer is None else whole_words(tokenizer)
 
     @of_vectors
-    def _cached_mask_of(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], np.ndarray | None]":
+    def _cached_mask_of(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], Allowed]":
         """A function: `mask_of` these vectors, which remembers the last masks."""
         return lru_cache(CACHED_MASKS)(partial(mask_of, self.store, self.matrix))
 

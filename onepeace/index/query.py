@@ -247,10 +247,35 @@ def _of_index(path: str, weight: float, index: Any) -> list[EncodedPart]:
     return parts
 
 
+class Allowed(NamedTuple):
+    """Rows of the matrix that may be hits."""
+
+    rows: np.ndarray | None
+    """(n,) bool; None = all."""
+    num_files: int
+    """Number of files with such a row."""
+
+    @classmethod
+    def of(cls, matrix: Matrix, rows: np.ndarray) -> "Allowed":
+        """Count the files, which takes 3 ms for a million rows."""
+        _, file_of_row = matrix.files
+        return cls(rows, int(np.count_nonzero(np.bincount(file_of_row[rows]))))
+
+    def only(self, matrix: Matrix, rows: np.ndarray) -> "Allowed":
+        """Those of them that are among other rows, (n,) bool."""
+        return Allowed.of(matrix, rows if self.rows is None else self.rows & rows)
+
+
 def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
-    """(n,) bool: rows of the files with these ids."""
+    """(n,) bool: rows of the files with these ids, which may be of files without rows."""
     file_ids, file_of_row = matrix.files
-    return np.isin(file_ids, np.fromiter(ids, np.int64))[file_of_row]
+    wanted = np.fromiter(ids, np.int64)
+    places = np.searchsorted(file_ids, wanted)  # faster by far than np.isin
+    is_inside = places < len(file_ids)
+    places = places[is_inside]
+    is_wanted = np.zeros(len(file_ids), bool)
+    is_wanted[places[file_ids[places] == wanted[is_inside]]] = True
+    return is_wanted[file_of_row]
 
 
 def mask_of(
@@ -259,8 +284,8 @@ def mask_of(
     kinds: Collection[str],
     where: Condition | None,
     below: Iterable[str],
-) -> np.ndarray | None:
-    """(n,) bool: rows that pass the filters; None = all.
+) -> Allowed:
+    """Rows that pass the filters.
 
     Args:
         kinds: kinds of files; empty = all.
@@ -279,27 +304,25 @@ def mask_of(
     if paths:
         conditions.append(sql_below(paths))
     if not conditions:
-        return None
+        return Allowed(None, matrix.num_files)
     sql = " AND ".join(f"({condition})" for condition in conditions)
-    return rows_of_files(matrix, store.ids(sql, parameters))
+    return Allowed.of(matrix, rows_of_files(matrix, store.ids(sql, parameters)))
 
 
-def without_files(index: Any, allowed: np.ndarray | None, paths: Sequence[bytes]) -> np.ndarray | None:
-    """A mask of rows, (n,) bool or None for all, without the rows of some files."""
+def without_files(index: Any, allowed: Allowed, paths: Sequence[bytes]) -> Allowed:
+    """The rows without those of some files."""
     if not paths:
         return allowed
     ids = index.store.ids(f"path IN ({', '.join('?' * len(paths))})", paths)
-    remaining = ~rows_of_files(index.matrix, ids)
-    return remaining if allowed is None else allowed & remaining
+    return allowed.only(index.matrix, ~rows_of_files(index.matrix, ids))
 
 
-def without_other_spaces(index: Any, allowed: np.ndarray | None, vector: np.ndarray) -> np.ndarray | None:
-    """(n,) bool: the allowed rows of modalities that have dimensions in common with a query; None = all.
+def without_other_spaces(index: Any, allowed: Allowed, vector: np.ndarray) -> Allowed:
+    """The rows of modalities that have dimensions in common with a query.
 
     In a space joined from those of several models (onepeace/hub/towers), a picture and a sound may have none.
 
     Args:
-        allowed: (n,) bool, the rows that may be hits; None = all.
         vector: (E,) unit vector of the query.
 
     Raises:
@@ -315,10 +338,8 @@ def without_other_spaces(index: Any, allowed: np.ndarray | None, vector: np.ndar
             codes_of_other_spaces.append(code)
     if not codes_of_other_spaces:
         return allowed
-    comparable = ~np.isin(index.matrix.modality, codes_of_other_spaces)
-    if allowed is not None:
-        comparable &= allowed
-    if not comparable.any() and (allowed is None or allowed.any()):
+    comparable = allowed.only(index.matrix, ~np.isin(index.matrix.modality, codes_of_other_spaces))
+    if allowed.num_files and not comparable.num_files:
         modalities = " or ".join(index.modalities[code] for code in codes_of_other_spaces)
         raise UserError(
             f"this query has no space in common with {modalities} in the model {index.model}; search by words, "

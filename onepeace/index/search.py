@@ -19,7 +19,7 @@ import numpy as np
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
 from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Scale, level, worth
-from onepeace.index.query import QueryVector, SearchOptions, rows_of_files
+from onepeace.index.query import Allowed, QueryVector, SearchOptions, rows_of_files
 from onepeace.index.vectors import Neighbours
 from onepeace.index.words import WordSearch
 
@@ -186,7 +186,7 @@ class Search:
         index: an `Index`, in its context `reading`.
         query: the query as a vector.
         words: its words.
-        allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
+        allowed: the rows of the matrix that may be hits.
         options: order and page.
     """
 
@@ -195,7 +195,7 @@ class Search:
         index: Any,
         query: QueryVector,
         words: WordSearch,
-        allowed: np.ndarray | None,
+        allowed: Allowed,
         options: SearchOptions,
     ) -> None:
         self.store = index.store
@@ -219,16 +219,9 @@ class Search:
             is_relevant = bool(candidates.have_words.any() or candidates.matches.max() >= RELEVANT)
         return Results(
             hits=self._page(candidates, groups),
-            compared=self._count_files(),
+            compared=self.allowed.num_files,
             relevant=is_relevant,
         )
-
-    def _count_files(self) -> int:
-        """Number of files with an allowed row."""
-        if self.allowed is None:
-            return self.matrix.num_files
-        _, file_of_row = self.matrix.files
-        return int(np.count_nonzero(np.bincount(file_of_row[self.allowed])))
 
     def _ordered(self) -> tuple[Candidates, list[list[int]]]:
         """Candidates and their groups, of which the first `num_ordered` are final: more rows change nothing there.
@@ -255,11 +248,11 @@ class Search:
     def _masks(self) -> list[tuple[bool, np.ndarray | None]]:
         """Masks of the rows of files that have all words of the query, and of all others."""
         if self.scale is None or not len(self.words.file_ids):
-            return [(False, self.allowed)]
+            return [(False, self.allowed.rows)]
         have_words = rows_of_files(self.matrix, self.words.file_ids)
-        if self.allowed is None:
+        if self.allowed.rows is None:
             return [(True, have_words), (False, ~have_words)]
-        return [(True, self.allowed & have_words), (False, self.allowed & ~have_words)]
+        return [(True, self.allowed.rows & have_words), (False, self.allowed.rows & ~have_words)]
 
     def _nearest(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> list[List]:
         """Up to ``count`` rows of each modality in each mask."""
