@@ -63,7 +63,12 @@ def decode_ahead(
     A single item is decoded in the caller's thread, as starting another would take a fifth of the time of a short text.
     """
     if isinstance(items, Sized) and len(items) == 1:
-        yield from _decode_here(items, decode)
+        (only,) = items
+        try:
+            decoded: Result | Exception = decode(only)
+        except Exception as failure:
+            decoded = failure
+        yield 0, only, decoded
         return
     workers = min(MAX_DECODING, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
@@ -80,18 +85,6 @@ def decode_ahead(
                 yield index, item, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _decode_here(
-    items: Iterable[Item], decode: Callable[[Item], Result]
-) -> Iterator[tuple[int, Item, Result | Exception]]:
-    """`decode_ahead` in the caller's thread."""
-    for index, item in enumerate(items):
-        try:
-            decoded: Result | Exception = decode(item)
-        except Exception as error:
-            decoded = error
-        yield index, item, decoded
 
 
 def batch_per_worker(batch_size: int, workers: int) -> int:

@@ -209,13 +209,17 @@ class Encoding:
     def results(self, items: Iterable[object]) -> Generator[Embedded, None, None]:
         """Decode, compute, scatter the vectors to their items, and yield the results of the first items when done."""
         ahead = LONG_ITEMS_AHEAD if self.is_cut else 4 * self.batch_size
+        dtype = self.embedder.dtype
         with closing(decode_ahead(items, self._read, ahead=ahead)) as decoded:
             batches = self._batches(decoded)
             computing = compute_ahead(batches, self._compute, self.workers, splits_single=self.embedder.is_large)
             with closing(computing) as computed:
                 for batch, vectors in computed:
                     for sample, vector in zip(batch, vectors, strict=True):
-                        self._scatter(sample, vector)
+                        sample.tensor = vector
+                        sample.item.num_missing -= 1
+                        if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
+                            sample.item.error = UserError(f"the model gives NaN for it; {remedy_for_nan(dtype)}")
                     while self.waiting and (self.waiting[0].error is not None or not self.waiting[0].num_missing):
                         item = self.waiting.popleft()
                         result = item.result(windows=self.is_cut)
@@ -286,10 +290,3 @@ class Encoding:
             outputs = self.embedder.module({modality: inputs})[modality]
             vectors = F.normalize(outputs.float().cpu(), dim=1)
         return vectors.clone()  # outside inference mode, so that the vectors can be used in training
-
-    def _scatter(self, sample: Sample, vector: Tensor) -> None:
-        """Put the vector of a sample in the place of what was read."""
-        sample.tensor = vector
-        sample.item.num_missing -= 1
-        if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
-            sample.item.error = UserError(f"the model gives NaN for it; {remedy_for_nan(self.embedder.dtype)}")

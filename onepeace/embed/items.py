@@ -47,21 +47,17 @@ class CompositeItem:
 
 def check_many(items: object, what: str = "items") -> Iterable:
     """Return `items`; UserError if it is a single item, which would be iterated as letters, lines, rows or keys."""
-    if _is_single(items) or not isinstance(items, Iterable):
-        raise UserError(f"{what} should be a list, not one {type(items).__name__}; put it in brackets: [...]")
-    return items
-
-
-def _is_single(items: object) -> bool:
     from torch import Tensor
 
-    if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase):
-        return True
+    is_single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase)
     if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
-        return isinstance(items[1], int | float | np.number)
-    if isinstance(items, np.ndarray) and items.dtype.kind in "OUS":  # paths or texts
-        return False
-    return isinstance(items, Tensor | np.ndarray) and items.ndim < 4
+        is_single = isinstance(items[1], int | float | np.number)
+    if isinstance(items, Tensor | np.ndarray):
+        holds_texts = isinstance(items, np.ndarray) and items.dtype.kind in "OUS"
+        is_single = items.ndim < 4 and not holds_texts
+    if is_single or not isinstance(items, Iterable):
+        raise UserError(f"{what} should be a list, not one {type(items).__name__}; put it in brackets: [...]")
+    return items
 
 
 def parts_of(item: object, modalities: Collection[str], modality: str | None = None) -> list[tuple[str, object]]:

@@ -145,21 +145,6 @@ def test_nan_is_a_failure_of_its_item_alone(model, nan_of_longest):
     assert [failure.index for failure in failures] == [1]
 
 
-GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")
-CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory")
-
-
-@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL], ids=["GPU", "CPU"])
-def test_too_large_a_batch_of_a_head_says_what_to_do(classifier, sounds, monkeypatch, error):
-    def overflow(*_):
-        raise error
-
-    monkeypatch.setattr(classifier.module, "apply_head", overflow)
-
-    with pytest.raises(UserError, match="batch_size"):
-        classifier.predict(sounds[:2])
-
-
 # Mixes
 
 
@@ -201,11 +186,6 @@ def cut(sound, start, end):
 def windows_of(model, sound, **options):
     results = model.stream([sound], long="windows", **options)
     return next(results).windows
-
-
-def test_truncate_hears_the_beginning_only(model, long_sound):
-    beginning = cut(long_sound, 0, 2)
-    assert_same(model.encode_audio([long_sound]), model.encode_audio([beginning]))
 
 
 @pytest.mark.parametrize(
@@ -398,16 +378,3 @@ def test_features_of_sounds_cover_seconds(features):
     assert_close(starts[1:], ends[:-1])
     assert ends[-1] == pytest.approx(0.6, abs=0.08)
     assert len(starts) == len(features["audio"].features)
-
-
-@pytest.mark.parametrize(
-    ("item", "word"),
-    [
-        ("a", "dictionary"),
-        ({}, "dictionary"),
-        ({"smell": 1}, "smell"),
-    ],
-)
-def test_features_refuse_what_is_no_item(model, item, word):
-    with pytest.raises(UserError, match=word):
-        model.features(item)

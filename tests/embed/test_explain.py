@@ -10,7 +10,6 @@ from support.sounds import RATE, noise
 from torch.nn.functional import adaptive_avg_pool2d
 
 import onepeace
-from onepeace.embed.explain import Explanation
 from onepeace.errors import UserError
 
 QUARTERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -191,18 +190,6 @@ def test_area_of_a_cropped_picture(unpositioned, monkeypatch, height, width, are
     assert explanation.area == area
     assert x0 < x < x1
     assert y0 < y < y1
-
-
-def test_peak_leans_to_the_larger_neighbour():
-    values = torch.zeros(3, 3)
-    values[1, 1] = 1.0
-    values[1, 2] = 0.9
-    positions = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-
-    x, y = Explanation("image", values, positions, "patch", similarity=0.5).peak
-
-    assert 0.5 < x < 0.8
-    assert y == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(

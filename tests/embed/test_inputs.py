@@ -113,11 +113,6 @@ def test_open_files_are_read_from_their_beginning(model, image_path, image_file,
         assert_same(vector, expected[0])
 
 
-def test_file_opened_as_text_is_refused(model, image_path):
-    with open(image_path) as file, pytest.raises(UserError, match="'rb'"):
-        model.encode_image([file])
-
-
 SILENCE = np.zeros(RATE, np.float32)
 
 

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from support.small_models import ALL, WAVE, item, small_model
-
-from onepeace.config import MaskedDecoderConfig
+from support.small_models import WAVE, item, small_model
 
 TWENTY_SECONDS = 20 * 16000
 RELEASED_WAVE = {
@@ -31,15 +29,6 @@ def test_text_beyond_the_limit_is_an_error():
 
     with pytest.raises(ValueError, match=r"40 text tokens .* 39"):
         model(text_of(40))
-
-
-def test_tokens_beyond_the_positions_of_the_decoder_are_an_error():
-    decoder = MaskedDecoderConfig(16, 1, 2, 24, {"audio": {"num_positions": 20}})
-    model = small_model("audio", decoder=decoder)
-    stems = model.stems({"audio": item("audio", 0)})
-
-    with pytest.raises(ValueError, match=r"43 tokens .* 20 positions"):
-        model.reconstruct(stems, {"audio": torch.tensor([[0, 1, 2]])})
 
 
 @torch.no_grad()
@@ -128,37 +117,3 @@ def test_lengths_of_padded_ids_are_counted_where_left_out():
     del batch["lengths"]
 
     assert torch.equal(model({"text": batch})["text"], expected["text"])
-
-
-@pytest.mark.parametrize("method", ["forward", "features"])
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        {"text": item("text", 0), "sound": item("audio", 0)},
-        {},
-    ],
-)
-def test_wrong_modalities_are_refused(method, inputs):
-    with pytest.raises(ValueError, match="text, image"):
-        getattr(small_model("text", "image"), method)(inputs)
-
-
-@pytest.fixture(scope="module")
-def bare_model():
-    """A model with a projection of texts, and nothing else that may be left out."""
-    return small_model(
-        *ALL,
-        decoder=None,
-        projections=("text",),
-        logit_scale=False,
-    )
-
-
-def test_missing_parts_are_named(bare_model):
-    text = {"text": item("text", 0)}
-    with pytest.raises(ValueError, match="image has no projection"):
-        bare_model({"image": item("image", 0)})
-    with pytest.raises(ValueError, match="no decoder"):
-        bare_model.reconstruct(bare_model.stems(text), {"text": torch.tensor([[0]])})
-    with pytest.raises(ValueError, match="no head"):
-        bare_model.predict(text)

@@ -22,13 +22,6 @@ def test_fingerprint_changes_with_what_vectors_depend_on(folder, name):
     assert fingerprint(folder) != original
 
 
-@pytest.mark.parametrize("name", ["MODEL_CARD.md", "calibration.safetensors"])
-def test_fingerprint_does_not_depend_on_other_files(folder, name):
-    original = fingerprint(folder)
-    (folder / name).write_bytes(b"b")
-    assert fingerprint(folder) == original
-
-
 @pytest.mark.parametrize(
     ("position", "is_sampled"),
     [

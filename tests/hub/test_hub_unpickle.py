@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, wrapper
+from support.hub_layouts import bare_pickle, released, saved, wrapper
 
 from onepeace.errors import UserError
 from onepeace.hub.convert.original import read_original
@@ -266,11 +266,6 @@ def test_trainer_configuration_of_omegaconf_becomes_plain(tmp_path, omegaconf):
 
     cfg = read_original(tmp_path / "x.pt").cfg
     assert cfg == {"layers": 40, "betas": [0.9, 0.9], "lr": None}
-
-
-def test_trainer_configuration_of_old_fairseq_becomes_plain(tmp_path):
-    path = old_trainer_file(tmp_path / "x.pt", released())
-    assert read_original(path).cfg == {"arch": "one_peace", "task": "x"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from onepeace.hub import weights
 from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import convert
-from onepeace.index.embed import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
 from onepeace.processors import TextProcessor, TextReader
@@ -300,9 +299,3 @@ def test_processors_are_those_of_the_model(awkward, awkward_folder):
     assert_same(model.encode_text(["a dog"]), expected)
     bundled = onepeace.load("tiny", device="cpu", modalities=["text"])
     assert isinstance(bundled.processors["text"], TextProcessor)
-
-
-def test_index_of_many_files_asks_for_no_width(awkward_folder, monkeypatch):
-    monkeypatch.setattr("onepeace.compiling.compile_blocks", None)
-    model = load_model(awkward_folder, Settings(device="cpu"), num_new=COMPILE_FROM)
-    assert model.modalities == ("text", "image")

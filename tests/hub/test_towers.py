@@ -1,6 +1,5 @@
 """Models of other libraries as towers of one space: small ones with random weights, saved as their libraries do."""
 
-import json
 import re
 import shutil
 
@@ -26,9 +25,6 @@ from onepeace.hub.resolve import identify, resolve
 from onepeace.hub.towers.config import public_name
 from onepeace.hub.towers.libraries import open_tower
 from onepeace.index import Index, Query, build
-from onepeace.index.match import TEXTS as BANKS
-from onepeace.index.match import Scale, level, texts_of
-from onepeace.index.query import EncodedPart, QueryVector
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]
 
@@ -168,10 +164,6 @@ def test_modalities_that_are_left_out_keep_the_space(names, both, sounds):
     assert_same(model.encode(sounds), both.encode(sounds))
 
 
-def test_half_a_character_is_replaced(seeing):
-    assert_same(seeing.encode_text(["\ud800 dog"]), seeing.encode_text(["\ufffd dog"]))
-
-
 def test_silent_sound_is_called_silent(hearing):
     silence = np.zeros(4000, np.float32)
     (result,) = hearing.stream([(silence, 8000)])
@@ -283,42 +275,6 @@ def mixed(both, pictures, samples, tmp_path_factory):
     return root / "index"
 
 
-def test_index_has_the_vectors_of_the_generic_words(mixed, both):
-    with Index.open(mixed, model=both) as index:
-        banks = index.banks.vectors
-
-    assert banks.keys() == BANKS.keys()
-    for name, vectors in banks.items():
-        assert_same(vectors, both.encode_text(texts_of(name)), atol=1e-3)  # they are kept in half precision
-
-
-def test_mixed_list_is_ranked_by_the_generic_words(mixed, both):
-    with Index.open(mixed, model=both) as index:
-        hits = index.search("a dog barks").hits
-        banks = index.banks
-    part = EncodedPart(bank="word", vector=both.encode_text(["a dog barks"])[0].numpy(), weight=1.0)
-    scale = Scale(banks, QueryVector.of([part]))
-
-    ranks = []
-    for hit in hits:
-        (z_score,), (match,) = scale.score(hit.item.modality, np.array([hit.score]))
-        assert hit.match == pytest.approx(match)
-        ranks.append((int(level(np.array(match))), z_score))
-    assert {hit.item.modality for hit in hits} == {"image", "audio", "text"}
-    assert ranks == sorted(ranks, reverse=True)
-
-
-def test_generic_words_are_encoded_once(mixed, both, monkeypatch, tmp_path):
-    encoded = []
-    monkeypatch.setattr(both, "encode_text", encoded.append)
-
-    build(tmp_path / "index", mixed.parent / "red.txt", both)
-
-    assert encoded == []
-    with Index.open(tmp_path / "index", model=both) as index:
-        assert index.banks.vectors.keys() == BANKS.keys()
-
-
 def test_query_finds_only_what_shares_a_space_with_it(mixed, both, pictures):
     with Index.open(mixed, model=both) as index:
         hits = index.search(Query(image=pictures[0])).hits
@@ -339,10 +295,3 @@ def test_info_names_the_towers(names, folders, capsys):
     out = capsys.readouterr().out
     assert re.search(r"one space for +text, image, audio\n", out)
     assert f"clap:{folders['clap']}" in out
-
-
-def test_command_line_takes_several_names(names, pictures, capsys):
-    command = ["search", str(pictures[0]), "a dog barks", "--no-index", "--json"]
-    assert main([*command, "--model", names["both"]]) == 0
-    hit = json.loads(capsys.readouterr().out)
-    assert hit["path"] == str(pictures[0])

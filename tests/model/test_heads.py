@@ -24,12 +24,6 @@ def test_two_heads_stand_beside_the_projections():
     assert not torch.equal(pets, model.predict(batch, head="mood"))
 
 
-def test_head_that_does_not_exist():
-    model = small_model("image", decoder=None, heads={"pets": PETS})
-    with pytest.raises(ValueError, match=r"'dogs'.*pets"):
-        model.predict(batch_of(model, [0]), head="dogs")
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
@@ -127,13 +121,3 @@ def test_feature_map_has_the_grid_of_the_picture(features):
     assert torch.equal(feature_map[0, :, 1, 2], patches.tokens[0, token])
     sound = features["audio"]
     assert sound.feature_map().shape == (1, 32, *sound.grid)
-
-
-@torch.no_grad()
-def test_feature_map_without_all_tokens():
-    model = small_model("image")
-    stems = model.stems({"image": item("image", 0)})
-    keep = {"image": torch.tensor([[0, 2, 5]])}
-    features = model.encode(stems, keep)["image"]
-    with pytest.raises(ValueError, match="grid"):
-        features.feature_map()

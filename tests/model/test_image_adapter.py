@@ -64,20 +64,6 @@ def test_picture_that_patches_do_not_tile(model, height, width):
         model({"image": {"pixels": torch.zeros(1, 3, height, width)}})
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (1, 1, 48, 48),
-        (3, 48, 48),
-        (1, 48, 48, 3),
-    ],
-)
-def test_picture_of_wrong_channels(model, shape):
-    sizes = ", ".join(str(size) for size in shape)
-    with pytest.raises(ValueError, match=rf"\(B, 3, H, W\), not \({sizes}\)"):
-        model({"image": {"pixels": torch.zeros(shape)}})
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("stem", ["hmlp", "conv"])
 def test_pictures_of_one_channel(stem):

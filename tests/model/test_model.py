@@ -23,9 +23,7 @@ from support.training import terms
 from torch.nn import functional as F
 
 import onepeace.config
-from onepeace.config import Config, MaskedDecoderConfig, ModelConfig, build
-from onepeace.errors import UserError
-from onepeace.hub.architectures import keep_modalities
+from onepeace.config import MaskedDecoderConfig, ModelConfig, build
 from onepeace.model import OnePeace, StemOutput, encoder
 from onepeace.model.sequence import padding
 from onepeace.train.objective import Objective, Passes
@@ -388,29 +386,6 @@ def test_weights_of_a_new_model(new_parameters):
     assert not new_parameters["adapters.text.token_embed.weight"][1].any()
 
 
-def test_spread_of_the_initial_weights_is_an_option():
-    adapters = {"text": VARIANTS["text"][1]}
-    config = ModelConfig(
-        dim=32,
-        embed_dim=24,
-        depth=2,
-        num_heads=4,
-        ffn_dim=48,
-        init_std=0.08,
-        adapters=adapters,
-        projections=("text",),
-    )
-    weight = OnePeace(config).blocks[0].ffn["text"].up.weight
-    assert 0.06 < weight.abs().max() <= 0.08
-
-
-@torch.no_grad()
-def test_drop_path_in_evaluation_drops_nothing():
-    batch = {"image": item("image", 0)}
-    vectors = small_model("image", drop_path=0.6)(batch)["image"]
-    assert torch.equal(vectors, small_model("image")(batch)["image"])
-
-
 @torch.no_grad()
 def test_drop_path_drops_whole_samples():
     block = small_model("image", drop_path=0.6).train().blocks[1]
@@ -443,14 +418,3 @@ def test_final_norm_of_some_modalities():
     features = with_text.features(batch)
     assert torch.equal(features["text"], expected["text"])
     assert torch.equal(with_all.norms["image"](features["image"]), expected["image"])
-
-
-def test_final_norm_of_a_modality_left_out():
-    config = small_model("text", "image", final_norm=("text",)).config
-    image_alone = keep_modalities(Config(config), ["image"], "test").model
-    assert OnePeace(image_alone).norms is None
-
-
-def test_final_norm_of_an_unknown_modality():
-    with pytest.raises(UserError, match="final_norm"):
-        ModelConfig(adapters={"text": {}}, final_norm=("audio",))

@@ -138,12 +138,6 @@ def test_vectors_do_not_depend_on_batch_mates(model, paths):
         assert_near(model.encode([path])[0], vector, 1e-5)
 
 
-def test_explanation_has_a_position_for_each_reading(example, model, paths):
-    num_readings = len(example.MotionProcessor().decode(paths[0]))
-    positions = model.explain({"motion": paths[0]}, "nodding").positions
-    assert positions.tolist() == [[reading, reading + 1] for reading in range(num_readings)]
-
-
 @pytest.fixture
 def copies(paths, tmp_path):
     """A folder of files of motion alone."""
@@ -152,13 +146,6 @@ def copies(paths, tmp_path):
     for path in paths:
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
-
-
-def test_search_writes_a_page(command, trained, copies, kinds, tmp_path):
-    page = tmp_path / "hits.html"
-    code, _, err = command("search", copies, "--text", kinds[0], "--html", page, model=trained)
-    assert code == 0, err
-    assert "motion" in page.read_text()
 
 
 def test_index_lists_a_broken_file_and_exports_the_others(command, trained, model, copies, paths, tmp_path):

@@ -83,18 +83,6 @@ def test_item_that_is_no_video_is_an_error(tmp_path):
     assert_refused(VideoProcessor().decode, 3, "path")
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"size": 0}, r"processors\.video\.size is 0"),
-        ({"frames": 0}, "frames 0"),
-        ({"stride": 0}, "stride 0"),
-    ],
-)
-def test_wrong_setting_is_an_error(options, words):
-    assert_refused(VideoProcessor.from_config, options, words)
-
-
 class Misled:
     """A container in which every seek leads to its last key frame."""
 

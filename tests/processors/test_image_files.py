@@ -185,15 +185,6 @@ def test_damaged_exif_is_no_reason_to_refuse(exif, size):
     assert grey_levels().size_in_pixels(content) == size
 
 
-def test_exif_that_pillow_refuses_is_ignored(monkeypatch):
-    def refuse(self):
-        raise SyntaxError("not a TIFF file")
-
-    monkeypatch.setattr(Image.Image, "getexif", refuse)
-
-    assert grey_levels().load(PNG).size == (130, 90)
-
-
 # Colours
 
 
@@ -227,16 +218,6 @@ def test_transparent_pixels_are_white(half_transparent, form_of):
     pixels = pixels_of(form_of(half_transparent))
 
     assert np.abs(pixels - expected).max() <= 1
-
-
-def test_transparent_grey_is_white(half_transparent):
-    grey = Image.new("L", (8, 8), 90)
-    grey.putalpha(half_transparent.getchannel("A"))
-
-    pixels = pixels_of(encoded_image(grey))
-
-    assert (pixels[:, :4] == 90).all()
-    assert (pixels[:, 4:] == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -363,17 +344,6 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(form, data):
 
 
 # Batches and settings
-
-
-def test_collate_stacks():
-    processor = ImageProcessor(size=[8, 16])
-    samples = [processor.decode(noise_pixels(9, 9, seed=i)) for i in range(3)]
-
-    batch = processor.collate(samples)
-
-    assert batch["pixels"].shape == (3, 3, 8, 16)
-    assert torch.equal(batch["pixels"], torch.stack(samples))
-    assert processor.size(samples[0]) == 0
 
 
 @pytest.mark.parametrize(

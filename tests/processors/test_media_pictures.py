@@ -188,7 +188,6 @@ def test_broken_raw_file_is_named_with_its_reason(name, content, words, tmp_path
 # Missing packages
 
 EMPTY_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-EMPTY_AVIF = EMPTY_HEIC.replace(b"heic", b"avif")
 
 
 @pytest.mark.parametrize(
@@ -207,8 +206,3 @@ def test_missing_package_is_named_with_its_extra(name, content, package, tmp_pat
     error = assert_refused(ImageProcessor().decode, path, name)
     assert error.package == package
     assert error.extra == "media"
-
-
-def test_pillow_without_avif_is_named(monkeypatch):
-    monkeypatch.setattr("onepeace.files.picture.FORMATS", ("JPEG",))
-    assert_refused(ImageProcessor().decode, EMPTY_AVIF, "AVIF: .*--upgrade pillow")
