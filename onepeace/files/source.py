@@ -78,40 +78,21 @@ def suffix(item: object) -> str:
 
 
 def describe(item: object) -> str:
-    """A short name of any input: the path, the URL without query and password, or a description of the value."""
-    if is_open_file(item):
+    """A short name of any input: the path, the URL without query and password, or the type, with an array's shape."""
+    if is_open_file(item) or isinstance(item, NamedBytes):
         item = getattr(item, "name", item)
+    elif isinstance(item, dict):  # a sound of datasets (Hugging Face)
+        item = item.get("path") or item.get("array", item)
+    else:
+        item = getattr(item, "filename", None) or item  # of an opened PIL image
     if isinstance(item, str) and scheme(item):
         item = _public(item)
-    if isinstance(item, NamedBytes):
-        item = item.name
     if isinstance(item, (str, os.PathLike)):
         return _shortened(os.fsdecode(os.fspath(item)))
-    return _describe_value(item)
-
-
-def _describe_value(item: object) -> str:
-    """A description of an input that is neither a path nor a URL."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"bytes ({len(item)})"
-    if isinstance(item, tuple):
-        return f"({', '.join(map(describe, item))})"
-    if isinstance(item, dict) and ("path" in item or "array" in item):  # a sound of datasets (Hugging Face)
-        return str(item.get("path") or describe(item.get("array")))
-    if isinstance(item, (int, float)) and not hasattr(item, "dtype"):
-        return str(item)
-    return _describe_object(item)
-
-
-def _describe_object(item: object) -> str:
-    """A description of an array, a picture, both of any library, or another object."""
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
-    file = getattr(item, "filename", None)  # of an opened PIL image
-    if isinstance(file, (str, os.PathLike)) and file:
-        return describe(file)
-    if hasattr(item, "mode") and hasattr(item, "size"):
-        return f"{item.mode} picture {item.size}"
     return type(item).__name__
 
 

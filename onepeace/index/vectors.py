@@ -281,6 +281,11 @@ class Matrix:
             return len(self.files[0])
         return int(np.count_nonzero(is_next)) + bool(len(self))
 
+    @cached_property
+    def rows(self) -> list[np.ndarray]:
+        """Rows of each of `Store.modalities`, ascending."""
+        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.modalities))]
+
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
         modality = self.store.modalities[self.modality[row]]
@@ -378,7 +383,8 @@ class _Search:
         else:
             rows = self._proposed(code, wanted)
             if len(rows) < self.count:
-                return self._best_of(np.flatnonzero(wanted), self._all_cosines[wanted])
+                rows = self.matrix.rows[code] if self.allowed is None else np.flatnonzero(wanted)
+                return self._best_of(rows, self._all_cosines[rows])
         return self._best_of(rows, _cosines(self.matrix.vectors_of(rows), self.query))
 
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
