@@ -132,8 +132,9 @@ def check(folder: str | os.PathLike[str]) -> CheckReport:
     try:
         with closing(Store(report.folder)) as store, store.snapshot(), failing(report.folder, "read"):
             report.damaged = list(dict.fromkeys(_faults(store)))  # SQLite may report one twice
-            report.lost = list(Files(store).faults())
-            if not report.lost and not is_as_stored(store):
+            files = Files(store)
+            report.lost = list(files.faults())
+            if files.are_used and not report.lost and not is_as_stored(store):
                 report.damaged.append("the copy of the vectors is not what the database has")
             report.files = store.count("problem IS NULL")
     except Damaged as error:
