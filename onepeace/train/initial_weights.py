@@ -112,8 +112,16 @@ def _copied(weights: Mapping[str, Tensor], shapes: Shapes, new: str, old: str) -
             continue
         original = name.replace(f".{new}.", f".{old}.")
         if original in weights:
-            copied[name] = weights[original]
+            copied[name] = _in_one_channel(weights[original], shapes[name])
     return copied
+
+
+def _in_one_channel(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A convolution of colours, if one channel is asked for, with the same output for a grey picture; others as they
+    are."""
+    if weight.ndim == 4 and weight.shape[1] == 3 and shape[1] == 1:
+        return weight.sum(1, keepdim=True)
+    return weight
 
 
 def _log_copy(recipe: Recipe, config: Config, new: str, old: str, weights: Collection[str]) -> None:
