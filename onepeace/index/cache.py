@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import LOCK, Locked, cache_folder, locked
-from onepeace.index.database import INDEX_FORMAT, Store, is_index, no_index, sql_below, writing
+from onepeace.files.atomic import Locked, cache_folder, locked
+from onepeace.index.database import DATABASE, INDEX_FORMAT, Store, is_index, no_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
@@ -71,7 +71,7 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
                 report = build(folder, paths, name, reuse=_folders(), **options)
             else:
                 report = update(folder, name, reuse=_folders(), **options)
-            os.utime(folder / LOCK)
+            os.utime(folder / DATABASE)
             return KeptIndex(folder, report, is_new)
         except Locked:
             status("another process brings the index of these files up to date; waiting for it ...")
@@ -107,8 +107,8 @@ def _forget_small() -> None:
         try:
             with closing(Store(folder)) as store:
                 if store.count() < SMALL:
-                    last_used[folder] = _last_used(folder)
-        except UserError:
+                    last_used[folder] = os.path.getmtime(folder / DATABASE)
+        except (UserError, FileNotFoundError):
             num_unusable += 1
     if num_unusable:
         log.warning(
@@ -116,17 +116,9 @@ def _forget_small() -> None:
             num_unusable,
         )
     for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
-        if _last_used(folder) == last_used[folder]:  # else another process has searched it meanwhile
-            with suppress(UserError):  # another process is writing to it, or has deleted it
+        with suppress(UserError, FileNotFoundError):  # another process is writing to it, or has deleted it
+            if os.path.getmtime(folder / DATABASE) == last_used[folder]:  # else it was searched meanwhile
                 delete(folder)
-
-
-def _last_used(folder: Path) -> float:
-    """Time of the last search of an index; 0 without its lock file, which a copy of the folder may lack."""
-    try:
-        return (folder / LOCK).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _folders() -> list[Path]:

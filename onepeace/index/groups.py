@@ -267,7 +267,7 @@ def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     axes = eigenvectors[:, :-3:-1]
     largest = np.abs(axes).argmax(axis=0)
     axes *= np.sign(axes[largest, np.arange(axes.shape[1])])  # an eigenvector's sign is arbitrary
-    points = np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1])))  # E may be 1
+    points = centred @ axes
     low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
     span = np.where(high > low, high - low, 1.0)
     middle = (low + high) / 2

@@ -12,12 +12,10 @@ from onepeace.index.database import Store
 from onepeace.index.match import (
     CALIBRATION,
     KEPT,
-    TEXTS,
     Banks,
     calibrate,
     calibration_by_words,
     read_calibration,
-    texts_of,
 )
 
 MODALITIES = ["image"] * 30 + ["audio"] * 20
@@ -122,19 +120,6 @@ def test_damaged_words_in_the_cache_are_encoded_again(monkeypatch, tmp_path, mod
     assert path.read_bytes() == again == calibration_by_words(pytest.fail, "abc")
     for name, vectors in Banks.load(content).vectors.items():
         np.testing.assert_allclose(Banks.load(again).vectors[name], vectors, atol=1e-3)
-
-
-@pytest.mark.parametrize("bank", TEXTS)
-def test_texts_of_a_bank_differ_and_are_of_their_length(bank):
-    texts = texts_of(bank)
-    num_words = [len(text.split()) for text in texts]
-
-    assert len(texts) == len(set(texts))
-    assert all(text.strip() == text != "" for text in texts)
-    if bank.startswith("word"):
-        assert max(num_words) <= 5
-    else:
-        assert min(num_words) > 3
 
 
 def test_calibrate_draws_pictures_of_an_index(tmp_path, banks, monkeypatch):

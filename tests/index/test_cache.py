@@ -9,7 +9,7 @@ import pytest
 from support.indexes import check_same
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import LOCK, Locked
+from onepeace.files.atomic import Locked
 from onepeace.index import Index, build, cache, check, remove
 from onepeace.index.cache import delete, indexes_folder, kept, kept_index
 from onepeace.index.database import DATABASE, writing
@@ -79,15 +79,6 @@ def test_part_after_the_whole_embeds_and_reads_nothing(words, search, no_model, 
 def _model_of(words, search):
     with Index.open(search(words).folder) as index:
         return index.model
-
-
-def test_whole_after_its_part_embeds_the_others(words, search):
-    assert search(words / "2024").names == PART
-
-    whole = search(words)
-
-    assert whole.names == ALL
-    assert (whole.report.added, whole.report.copied) == (2, 2)
 
 
 def test_answer_depends_on_the_files_that_are_named_alone(words, search, tmp_path, monkeypatch):
@@ -213,14 +204,13 @@ def test_index_that_is_searched_meanwhile_is_kept(words, search, monkeypatch):
     first = search(words / "a.txt").folder
     search(words / "b.txt")
     monkeypatch.setattr(cache, "MOST_SMALL", 2)
-    last_used = cache._last_used
 
-    def used_after_it_was_looked_at(folder):
-        before = last_used(folder)
-        os.utime(folder / LOCK, (before + 1, before + 1))
+    def getmtime(path):
+        before = os.stat(path).st_mtime
+        os.utime(path, (before + 1, before + 1))  # another process searches it
         return before
 
-    monkeypatch.setattr(cache, "_last_used", used_after_it_was_looked_at)
+    monkeypatch.setattr(os.path, "getmtime", getmtime)
     search(words)
 
     assert first.exists()
@@ -244,17 +234,6 @@ def test_index_without_its_database_is_named(words, search):
     for use in (search, Index.open, check):
         with pytest.raises(UserError, match=f"{DATABASE} is missing; build it again: onepeace index build"):
             use(folder)
-
-
-def test_index_without_its_lock_file_was_not_used_lately(words, search, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_SMALL", 2)
-    first = search(words / "a.txt").folder
-    copied = search(words / "b.txt").folder
-    (copied / LOCK).unlink()
-
-    assert search(words).names == ALL
-    assert first.exists()
-    assert not copied.exists()
 
 
 def test_search_waits_for_a_writer(words, search, monkeypatch):

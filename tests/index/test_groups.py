@@ -1,4 +1,4 @@
-"""Files in groups: duplicates with the best file first, and clusters with the nearest words."""
+"""Files in groups: duplicates with the best file first, clusters with the nearest words, and points of a plane."""
 
 import os
 import shutil
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from support.indexes import fabricate, item_of
+from support.indexes import fabricate, item_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, groups
-from onepeace.index.groups import clusters, duplicates
+from onepeace.index.groups import clusters, duplicates, plane
 from onepeace.index.match import Banks
 
 HASH = b"1" * 16
@@ -197,3 +197,57 @@ def test_clusters_of_too_few_files(themes, tmp_path):
         clusters_of(themes, 28)
     with pytest.raises(UserError, match="1 files"):
         clusters_of(one_file)
+
+
+PICTURES = np.array(["image"] * 60)
+
+
+@pytest.fixture
+def vectors():
+    vectors = np.random.default_rng(0).normal(size=(60, 8))
+    vectors[:, 0] *= 5
+    vectors[:, 1] *= 3
+    return unit(vectors)
+
+
+def test_plane_fills_a_square(vectors):
+    points = plane(vectors, PICTURES)
+
+    assert points.shape == (60, 2)
+    assert points.dtype == np.float32
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert np.ptp(points, axis=0).min() > 0.95
+    assert (plane(vectors, PICTURES) == points).all()
+
+
+def test_plane_is_the_principal_components_up_to_sign_and_scale(vectors):
+    sklearn = pytest.importorskip("sklearn.decomposition")
+    points = plane(vectors, PICTURES)
+    is_inside = ((points > 0) & (points < 1)).all(axis=1)
+
+    expected = sklearn.PCA(2).fit_transform(unit(vectors - vectors.mean(axis=0)))
+
+    correlations = np.corrcoef(points[is_inside].T, expected[is_inside].T)[:2, 2:]
+    assert is_inside.sum() >= 56
+    np.testing.assert_allclose(np.abs(correlations.diagonal()), 1, atol=1e-5)
+
+
+def test_plane_has_no_islands_of_modalities(vectors):
+    gap = np.zeros(8, np.float32)
+    gap[7] = 3
+    both = unit(np.concatenate([vectors + gap, vectors - gap]))
+
+    points = plane(both, np.repeat(["image", "audio"], 60))
+
+    middle_of_pictures = points[:60].mean(axis=0)
+    middle_of_sounds = points[60:].mean(axis=0)
+    assert np.abs(middle_of_pictures - middle_of_sounds).max() < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_plane_of_few_files(vectors, count):
+    points = plane(vectors[:count], PICTURES[:count])
+
+    assert points.shape == (count, 2)
+    assert np.isfinite(points).all()

@@ -101,15 +101,6 @@ def test_scale_closes_the_gap_between_modalities(folder_banks, pictures, sounds)
     assert num_first["z"] > 45
 
 
-def test_words_for_sounds_are_judged_by_their_own_bank(banks, sounds):
-    best = np.sort((banks.vectors["word/audio"] @ sounds.T).max(axis=1))
-    scale = Scale(scored(banks, audio=sounds), query_of_word(around(9, 1, 1.0)[0]))
-
-    _, matches = scale.score("audio", best[[0, 50, 99]])
-
-    assert matches == pytest.approx([0, 0.5, 0.99], abs=0.011)
-
-
 def test_match_of_unrelated_queries_is_spread_evenly(folder_banks, pictures):
     matches = [match_of_best(folder_banks, query_of_word(vector), pictures) for vector in around(10, 300, 1.0)]
 
