@@ -91,22 +91,15 @@ class BatchBuilder:
         inputs: dict[str, Inputs] = {}
         for modality in source.modalities:
             inputs[modality] = self._collate(modality, items, rows)
-        targets: dict[str, list[Any]] = {name: [] for name in source.targets}
-        keys: list[str] = []
-        captions: list[str] = []
-        names: list[list[str]] = []
-        for sample, caption, _ in items:
-            keys.append(sample.key)
-            captions.append(caption)
-            names.append(names_of(sample, caption))
-            for name, values in targets.items():
-                values.append(content_of(sample.targets.get(name)))
+        targets: dict[str, list[Any]] = {}
+        for name in source.targets:
+            targets[name] = [content_of(item.sample.targets.get(name)) for item in items]
         batch = Batch(
             inputs=inputs,
             source=source.name,
-            keys=keys,
-            captions=captions,
-            names=names,
+            keys=[item.sample.key for item in items],
+            captions=[item.caption for item in items],
+            names=[names_of(item.sample, item.caption) for item in items],
             targets=targets,
             rows=rows,
         )

@@ -90,8 +90,8 @@ class DataConfig:
     """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
     least recently used files are removed."""
     broken_limit: Probability = 0.02
-    """Share of a source above which losses stop the run: unreadable shards, of all, and broken samples, of those drawn
-    since the run began."""
+    """Share of a source above which losses stop the run: unreadable shards, of all, and broken samples after the first
+    ten, of those drawn since the run began."""
 
     def __post_init__(self) -> None:
         if not self.train:

@@ -7,9 +7,9 @@ writes (a folder for each split), or a folder of .parquet files, such as a data 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from onepeace.datasets.tables import BadRow, Row
 from onepeace.errors import UserError, need, one_line
@@ -116,52 +116,27 @@ def _read_json(path: Path, field: str) -> list[Any]:
 def read_arrow(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadRow]:
     """Yield the rows of a Parquet file, or of an .arrow file of datasets, in order; ``line`` counts rows from 1.
 
-    Numbers of a ClassLabel are replaced by their names, and -1 (no label) by None. Where a part of the file is damaged,
-    one `BadRow` stands for the rest of its row group.
+    Numbers of a ClassLabel are replaced by their names, and -1 (no label) by None. Where the file is damaged, one
+    `BadRow` stands for all rows that follow.
 
     Raises:
         UserError: the file cannot be opened, or pyarrow is not installed.
     """
     arrow = need("pyarrow", "parquet", str(file))
     is_parquet = file.suffix.lower() == ".parquet"
+    number = 0
     with _opened(file, arrow, is_parquet) as reader:
         schema = reader.schema_arrow if is_parquet else reader.schema
         columns = list(choose_columns(schema.names))
         class_names = _class_names(schema)
-        groups: Iterable[RowGroup] = [RowGroup(0, None, reader)]
-        if is_parquet:
-            groups = _row_groups(reader, columns)
-        for group in groups:
-            number = group.first
-            try:
-                for batch in group.batches:
-                    for index in range(batch.num_rows):
-                        number += 1
-                        yield _row(number, batch, index, columns, class_names)
-            except (arrow.ArrowException, OSError) as error:
-                last = "all that follow" if group.stop is None else f"all up to row {group.stop}"
-                yield BadRow(number + 1, f"this row and {last} cannot be read ({one_line(error)})")
-
-
-class RowGroup(NamedTuple):
-    """Consecutive rows of a file, which are damaged together."""
-
-    first: int
-    """Number of its first row, from 0."""
-    stop: int | None
-    """Number of the first row after it; None if unknown."""
-    batches: Iterable[Any]
-    """Its record batches."""
-
-
-def _row_groups(reader: Any, columns: Sequence[str]) -> Iterator[RowGroup]:
-    """The row groups of a Parquet file."""
-    first = 0
-    for number in range(reader.num_row_groups):
-        stop = first + reader.metadata.row_group(number).num_rows
-        batches = reader.iter_batches(batch_size=BATCH_ROWS, row_groups=[number], columns=columns)
-        yield RowGroup(first, stop, batches)
-        first = stop
+        batches = reader.iter_batches(batch_size=BATCH_ROWS, columns=columns) if is_parquet else reader
+        try:
+            for batch in batches:
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _row(number, batch, index, columns, class_names)
+        except (arrow.ArrowException, OSError) as error:
+            yield BadRow(number + 1, f"this row and all that follow cannot be read ({one_line(error)})")
 
 
 def _opened(file: Path, arrow: Any, is_parquet: bool) -> Any:
