@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeAlias
+from math import isfinite
+from numbers import Real
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +20,13 @@ from onepeace.device import remedy_for_nan
 from onepeace.errors import UserError, expect, reason_at
 from onepeace.files.source import describe
 from onepeace.generative.decoder import DecoderCache, EncoderOutput
-from onepeace.generative.reader import DecodedItem, FeatureReader, ItemDecoder, Reader
+from onepeace.generative.reader import FeatureReader, Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Allowed, Hypothesis, search
 from onepeace.generative.tasks import Answer, Task, Text, read_answer, read_choice
-from onepeace.generative.vocabulary import Vocabulary
-from onepeace.processors.tokenizer import EOS
+from onepeace.generative.vocabulary import Size, Vocabulary
+from onepeace.processors import ImageProcessor
+from onepeace.processors.tokenizer import BOS, EOS
 from onepeace.threads import decode_ahead
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,24 @@ Answers: TypeAlias = "tuple[Answer, ...] | UserError"
 """Answers of an item, best first, or the reason why there are none."""
 
 
+class DecodedItem(NamedTuple):
+    """A decoded item, ready for a batch."""
+
+    ids: list[int]
+    """Ids with bos and eos."""
+    modality: str | None
+    """The modality of the sample; None without a sample."""
+    sample: Tensor | None
+    prefix: list[int]
+    """Tokens that the decoder starts with."""
+    size: Size
+    """Size of the original picture, for its boxes."""
+    resized: Size
+    """Size of the picture that the model reads."""
+    is_silent: bool
+    """Whether the sample is digital silence."""
+
+
 class Pipeline:
     """Runs a task on items with a model.
 
@@ -66,7 +88,8 @@ class Pipeline:
         self.reader = reader
         self.vocabulary = vocabulary
         self.task = task
-        processors = reader.processors(task)
+        self.processors = reader.processors(task)
+        """Processors by modality; empty if the task only reads text."""
         self.labels = list(task.labels or ())
         self.trie: Trie | None = None
         """The choices, if the task has some."""
@@ -75,16 +98,84 @@ class Pipeline:
         if task.answer == "choice":
             self.trie = task.trie(vocabulary)
             self.longest = self.trie.depth
-        self.item_decoder = ItemDecoder(
-            task, vocabulary, processors, reader.reads_words, reader.num_positions, longest_answer=self.longest
-        )
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
         """The result of every item, see `Generator.stream`."""
-        decoding = decode_ahead(_mappings(items), self.item_decoder.decode, ahead=2 * batch_size)
+        decoding = decode_ahead(_mappings(items), self._decode, ahead=2 * batch_size)
         with closing(decoding) as decoded:
             while batch := list(islice(decoded, batch_size)):
                 yield from self._results(batch)
+
+    def _name(self, index: int, item: Mapping[str, object]) -> str:
+        """Name of an item for messages: that of its picture or sound, or else its number."""
+        for modality in self.processors:
+            value = item.get(modality)
+            if value is not None:
+                return describe(value)
+        return f"item {index}"
+
+    def _decode(self, item: Mapping[str, object]) -> DecodedItem:
+        """Decode the sample of an item and tokenize its prompt. UserError if the task cannot be applied to it."""
+        values: dict[str, Any] = dict(item)
+        modality = self._modality(values)
+        sample = None
+        size = (1, 1)
+        resized = (1, 1)
+        if modality is not None:
+            processor = self.processors[modality]
+            sample = processor.decode(values[modality])
+            if isinstance(processor, ImageProcessor) and self.task.has_boxes:
+                size = processor.size_in_pixels(values["image"])
+                resized = (processor.width, processor.height)
+        source, prefix = self._prompt(values, size, resized)
+        is_silent = modality == "audio" and sample is not None and bool(sample.min() == sample.max())
+        return DecodedItem(
+            ids=[BOS, *source, EOS],
+            modality=modality,
+            sample=sample,
+            prefix=prefix,
+            size=size,
+            resized=resized,
+            is_silent=is_silent,
+        )
+
+    def _modality(self, values: Mapping[str, object]) -> str | None:
+        """The modality of an item; None if the task only reads text."""
+        if not self.processors:
+            return None
+        modalities = [modality for modality in self.processors if values.get(modality) is not None]
+        if len(modalities) != 1:
+            raise UserError(f"the task needs one of {', '.join(self.processors)}, and the item has {len(modalities)}")
+        return modalities[0]
+
+    def _prompt(self, values: dict[str, Any], size: Size, resized: Size) -> tuple[list[int], list[int]]:
+        """Ids for the encoder, without bos and eos, and those that the decoder starts with."""
+        if "box" in self.task.fields:
+            values = {**values, "box": self._words_of_box(values.get("box"), size, resized)}
+        for name in self.task.fields:
+            text = values.get(name)
+            if isinstance(text, str) and not text.strip():
+                raise UserError(f"the text for {{{name}}} is empty")
+        source: list[int] = []
+        prefix: list[int] = []
+        if self.reader.reads_words:
+            source, prefix = self.task.ids(self.vocabulary, values)
+        num_read = len(source) + 2  # with bos and eos
+        num_written = 1 + len(prefix) + self.longest
+        if max(num_read, num_written) > self.reader.num_positions:
+            raise UserError(
+                f"its text has {len(source)} tokens and its answer up to {self.longest}; "
+                f"the model has {self.reader.num_positions} places"
+            )
+        return source, prefix
+
+    def _words_of_box(self, box: object, size: Size, resized: Size) -> str:
+        """The names of the bins of a box in pixels of a picture."""
+        if isinstance(box, np.ndarray | Tensor):
+            box = box.tolist()
+        if not _is_box(box):
+            raise UserError(f"a box is [x0, y0, x1, y1] in pixels, x0 <= x1 and y0 <= y1, not {box!r}")
+        return self.vocabulary.decode(self.vocabulary.bins_of(box, size, resized))
 
     def _results(
         self, batch: Sequence[tuple[int, Mapping[str, object], DecodedItem | Exception]]
@@ -100,7 +191,7 @@ class Pipeline:
         for group in groups.values():
             outcomes.update(zip(group, self._answers(list(group.values())), strict=True))
         for index, item, decoded in batch:
-            name = self.item_decoder.name(index, item)
+            name = self._name(index, item)
             answers = outcomes[index]
             if isinstance(answers, Exception):
                 yield Generated(index, name, reason=reason_at(name, answers))
@@ -239,3 +330,12 @@ def _texts(answers: Answers) -> list[Text]:
     if isinstance(answers, UserError):
         return []
     return [expect(answer, Text) for answer in answers]
+
+
+def _is_box(box: object) -> "TypeGuard[Sequence[float]]":
+    if not isinstance(box, Sequence) or len(box) != 4:
+        return False
+    if not all(isinstance(corner, Real) and isfinite(corner) for corner in box):
+        return False
+    x0, y0, x1, y1 = box
+    return x0 <= x1 and y0 <= y1

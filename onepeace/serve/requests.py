@@ -74,8 +74,6 @@ class Limits:
     characters: int = 20_000
     """Characters per text; models read far fewer."""
     labels: int = 200
-    label_characters: int = 16_384
-    """Characters of all labels."""
 
     @property
     def body(self) -> int:

@@ -128,10 +128,11 @@ class Service:
             template: sentence with {} for the label; None = the default of the modality.
 
         Raises:
-            Refused: too many labels, or too long ones.
+            Refused: too many labels.
         """
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-        self._check_labels(names)
+        if not 1 <= len(names) <= self.limits.labels:
+            raise Refused(422, f"labels: {len(names)} labels; give 1 to {self.limits.labels}")
         with self._lock:
             embedder = self._index.embedder
             probabilities = np.asarray(embedder.classify(items, names, template=template, progress=False))
@@ -140,15 +141,6 @@ class Service:
             order = np.argsort(-row, kind="stable")
             results.append({names[i]: float(row[i]) for i in order})
         return results
-
-    def _check_labels(self, names: Sequence[str]) -> None:
-        """Raise `Refused` for more labels or characters than a request may have."""
-        limits = self.limits
-        if not 2 <= len(names) <= limits.labels:
-            raise Refused(422, f"labels: {len(names)} labels; give 2 to {limits.labels}")
-        characters = sum(map(len, names))
-        if characters > limits.label_characters:
-            raise Refused(413, f"labels: {characters} characters are above the limit of {limits.label_characters}")
 
     def value(self, item: Item) -> Mapping[str, object]:
         """Model input of a file of the index, {modality: value}; for a video, its middle frame.

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from support.media import TWO_SCENES
 from support.random_model import save_random_model
 
 # ------------------------------------------------------------------ labels
@@ -87,9 +86,3 @@ def test_head_of_several_must_be_named(run_model, cat, tmp_path, options, word):
 
 
 # ------------------------------------------------------------------ files
-
-
-def test_videos_are_skipped(run_model, cat):
-    out, err = run_model("classify", TWO_SCENES, cat, "--labels", "a,b", "--json")
-    assert out.count("\n") == 1
-    assert "1 video skipped" in err

@@ -35,14 +35,6 @@ def test_table_says_where_the_peak_is(run_model, model, dog, bark):
     assert f"{seconds:.1f} s" in sound
 
 
-@pytest.mark.parametrize(("modality", "name"), [("image", "images/cat.jpg"), ("audio", "sounds/cat.ogg")])
-def test_query_may_be_a_file(run_model, model, samples, dog, modality, name):
-    query = samples / name
-    answer = json.loads(run_model("explain", dog, f"--{modality}", query, "--json").out)
-    expected = model.explain({"image": dog}, {modality: query})
-    assert np.allclose(answer["values"], expected.values, atol=1e-5)
-
-
 def test_png_of_a_picture_and_of_a_sound(run_model, dog, bark, tmp_path):
     run_model("explain", dog, bark, "--text", "a dog", "--draw", tmp_path / "maps")
 

@@ -168,14 +168,6 @@ def test_all_shows_copies_one_by_one(run_model, dog, tmp_path):
     assert num_copies == {"--top=9": [1], "--all": [0, 0]}
 
 
-def test_table_of_no_hits_names_the_file_of_the_query():
-    nothing = Results((), 0)
-    query_of_file = Query(image="a.jpg")
-    assert "the query's own" not in table(nothing, QUERY, is_filtered=True)
-    assert "filters" not in table(nothing, query_of_file, is_filtered=False)
-    assert "the query's own" in table(nothing, query_of_file, is_filtered=True)
-
-
 def test_table_escapes_names_that_a_terminal_cannot_show(random_folder, dog, cat, tmp_path, monkeypatch):
     shutil.copyfile(dog, tmp_path / "写真.jpg")
     shutil.copyfile(cat, os.fsencode(tmp_path) + b"/\xff.jpg")  # no UTF-8

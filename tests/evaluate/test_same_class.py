@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from support.evaluation import SAME_CLASS, worst_order
 
-from onepeace.errors import UserError
 from onepeace.evaluate.protocols.same_class import Labelled, precisions
 
 RECIPE = SAME_CLASS
@@ -81,12 +80,3 @@ def test_matched_items_are_searched_among_all(measured, pictures):
     assert to_audio.chance == pytest.approx(1 / 4)
     assert to_audio.n == 3
     assert to_audio.ratio == pytest.approx(2)
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [("bird=[pug]", "bird.*val/sounds"), ("cat=[tiger]", "tiger.*val/pictures")],
-)
-def test_match_without_items_is_refused(measured, pictures, override, words):
-    with pytest.raises(UserError, match=rf"set both: .*{words}"):
-        measured(f"sets.both.matches.{override}")

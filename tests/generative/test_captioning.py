@@ -1,10 +1,8 @@
 """One caption head learns to write about pictures and sounds, and is read back as a generator."""
 
-import numpy as np
 import pytest
 from support.training import EVERY, MODEL, assert_falls, logged, make_recipe, source
 
-import onepeace
 from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.train import trainer
@@ -70,28 +68,6 @@ def test_captions_and_vectors_are_measured_during_run(small_recipe, tmp_path):
     for line in logged(tmp_path / "run"):
         names.update(line)
     assert {"valid/written/BLEU-4", "valid/written/CIDEr-D", "valid/ranked/text to image R@5"} <= names
-
-
-def noise(rng, length):
-    return rng.normal(0, 0.2, length).astype(np.float32), 16000
-
-
-def test_caption_does_not_depend_on_batch(trained):
-    generator = onepeace.load_generator(trained / "model", dtype="float32")
-    rng = np.random.default_rng(0)
-    items = [
-        {"audio": noise(rng, 9000)},
-        {"image": rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)},
-        {"audio": noise(rng, 31000)},
-        {"audio": noise(rng, 16000)},
-    ]
-
-    together = generator.caption(items, batch_size=4)
-
-    for item, caption in zip(items, together, strict=True):
-        (alone,) = generator.caption([item])
-        assert caption.text == alone.text
-        assert caption.score == pytest.approx(alone.score, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,13 @@
 """The protocol of written captions, with a writer whose captions are known."""
 
-from pathlib import Path
-
 import pytest
 from support.evaluation import KnownEmbedder, described, means, values
 from support.small_shards import write_shard
 
-from onepeace.evaluate.run import read_recipe
 from onepeace.generative.captions import score_captions
 
 pytest.importorskip("pycocoevalcap")
 
-SHIPPED = Path(__file__).parents[2] / "recipes" / "evaluate" / "captions.yaml"
 RECIPE = """
 sets:
   photos: {protocol: captions, modality: image, shards: "val/captioned.tar"}
@@ -29,7 +25,6 @@ TRAIN_PHOTOS = {
     "cat": ["the cat eats"],
     "acorn": ["an acorn"],
 }
-RECALL = ("photos", "caption to image R@1")
 
 
 class Writer(KnownEmbedder):
@@ -106,29 +101,3 @@ def test_captions_find_their_items(measured):
     assert rows_by_metric["caption to image R@3"].value == 1
     assert rows_by_metric["caption to image R@1 (most frequent)"].value == 0
     assert rows_by_metric["caption to image R@1 (nearest)"].value == 1
-
-
-def test_encoder_can_be_another_model(measured, monkeypatch):
-    loads = []
-
-    def load(name, modalities):
-        loads.append((name, modalities))
-        return KnownEmbedder()
-
-    monkeypatch.setattr("onepeace.embed.embedder.load", load)
-    writer = Writer("a dog", "a cat", "an acorn", shift=1)
-
-    rows = measured("sets.photos.at=[1]", "sets.photos.encoder=models/other", embedder=writer)
-
-    assert values(rows)[RECALL] == 1
-    assert writer.texts == []
-    assert loads == [("models/other", ["image", "text"])]
-
-
-def test_shipped_recipe_is_complete():
-    protocols = read_recipe(SHIPPED).sets.values()
-
-    assert [protocol.modality for protocol in protocols] == ["image", "audio", "audio"]
-    for protocol in protocols:
-        assert protocol.train.modality == protocol.modality
-        assert protocol.encoder == "tiny"

@@ -8,9 +8,7 @@ from PIL import Image
 
 import onepeace
 from onepeace.errors import UserError
-from onepeace.generative.search import Hypothesis
-from onepeace.generative.tasks import Choice, Task, Text, read_answer
-from onepeace.special_ids import EOS
+from onepeace.generative.tasks import Choice, Task, Text
 
 CANDIDATES = ["a dog", "a bus", "the sea", "yes"]
 
@@ -69,21 +67,6 @@ def test_boxes_grow_with_the_picture(generator, red_strip):
     enlarged = red_strip.resize((400, 40))
     small, large = generator.ground([red_strip, enlarged], "the bus")
     assert large.box == pytest.approx([2 * corner for corner in small.box])
-
-
-@pytest.mark.parametrize("kind", ["box", "objects"])
-def test_corners_of_a_box_are_sorted(generator, kind):
-    vocabulary = generator.vocabulary
-    ids = [vocabulary.bins[number] for number in (40, 30, 10, 5)]
-    if kind == "objects":
-        ids.append(vocabulary.encode("dog")[0])
-    hypothesis = Hypothesis((*ids, EOS), score=-1.0, token_scores=(-1.0,) * 6)
-    task = replace(generator.task("ground"), answer=kind)
-    answer = read_answer(hypothesis, task, vocabulary, size=(512, 512), resized=(512, 512))
-
-    x0, y0, x1, y1 = answer.box if kind == "box" else answer.objects[0][1]
-    assert x0 < x1
-    assert y0 < y1
 
 
 def test_region_is_described(ask, images):

@@ -13,6 +13,9 @@ PICTURES = ("cat", "dog", "sea", "horses")
 SOUNDS = ("cat", "dog", "sea", "rain")
 NOTE_TIME = 1620216000
 """When the text was written: on 5 May 2021, years before the samples."""
+KEYWORDS = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+xmlns:dc="http://purl.org/dc/elements/1.1/"><rdf:Description><dc:subject><rdf:Bag>
+<rdf:li>beach</rdf:li><rdf:li>waves</rdf:li></rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"""
 SERVE = """
 import sys
 from onepeace.index import Index
@@ -27,7 +30,6 @@ def add_tags(path):
     """Write a camera, a lens, an artist, keywords and a position into a picture."""
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "X100V"
-    exif[ExifTags.Base.XPKeywords] = "beach;waves\0".encode("utf-16-le")
     exif[ExifTags.Base.Artist] = "Ann Example"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] = "23mm F2"
     gps = ExifTags.GPS
@@ -39,7 +41,7 @@ def add_tags(path):
     }
     exif.get_ifd(ExifTags.IFD.GPSInfo).update(position)
     with Image.open(path) as image:
-        image.save(path, exif=exif)
+        image.save(path, exif=exif, xmp=KEYWORDS)
 
 
 @pytest.fixture(scope="package")

@@ -26,7 +26,6 @@ LIMITS = Limits(
     inputs=5,
     characters=200,
     labels=3,
-    label_characters=40,
 )
 
 
