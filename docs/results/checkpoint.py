@@ -55,7 +55,7 @@ def measure(out: Path, parameters: float, config: RunConfig, device: torch.devic
     batch = torch.randn(16, WIDTH, device=device)
     parallelized: nn.Module = network
     if config.parallel == "ddp":
-        parallelized = parallel.replicate(network, lambda: network(batch))
+        parallelized = parallel.replicate(network)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
     def step() -> float:

@@ -8,7 +8,7 @@ a process group that answers at once (torch's backend "fake"). Whatever asks a t
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -17,16 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from trackers import OperationCounter, PeakTracker, ShardedTracker
 
 from onepeace.cards import CARDS, Card
 from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
-from onepeace.model import encoder
 from onepeace.plan.plan import Plan, planned_config, planned_model, share_of_step, with_sharding
-from onepeace.plan.step import Group, StepCost, bytes_of
+from onepeace.plan.step import Group, StepCost, as_on_a_gpu, bytes_of
 from onepeace.train import parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
@@ -105,9 +102,7 @@ def make_stepper(recipe: Recipe, objective: Objective, bfloat16: bool) -> Steppe
     for name, parameter in objective.model.named_parameters():
         if recipe.run.ema and parameter.requires_grad:
             average[name] = parameter.detach().clone()
-    stepper = Stepper(recipe, objective, optimizer, average, CPU, bfloat16)
-    stepper.parallelized = objective  # not by DDP: see `_add_ddp`
-    return stepper
+    return Stepper(recipe, objective, optimizer, average, CPU, bfloat16)  # not by DDP: see `_add_ddp`
 
 
 def make_tracker(stepper: Stepper, batches: Sequence[Batch]) -> PeakTracker:
@@ -143,44 +138,3 @@ def as_first_of(count: int) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Context in which layers on the CPU compute and save what they would on a GPU."""
-    layer_norm = F.layer_norm
-
-    def float32_norm(
-        x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-    ) -> Tensor:
-        if torch.is_autocast_enabled("cpu"):  # autocast casts the arguments of this operation on a GPU only
-            x = x.float()
-            weight = None if weight is None else weight.float()
-            bias = None if bias is None else bias.float()
-        return layer_norm(x, shape, weight, bias, eps)
-
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION))
-        stack.enter_context(mock.patch.object(encoder, "FOLDED", ()))
-        stack.enter_context(mock.patch.object(F, "layer_norm", float32_norm))
-        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", efficient_attention))
-        yield
-
-
-def efficient_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    **others: Any,
-) -> Tensor:
-    """The kernel that CUDA has for attention with a bias, whose rows torch pads to a multiple of 8."""
-    if attn_mask is not None:
-        length = attn_mask.shape[-1]
-        padded = F.pad(attn_mask.to(query.dtype), (0, -length % 8))[..., :length]
-        attn_mask = padded.expand(*query.shape[:3], length)
-    attend = torch.ops.aten._scaled_dot_product_efficient_attention
-    return attend(query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]

@@ -19,8 +19,7 @@ from onepeace.datasets.layout import Record
 from onepeace.evaluate.intervals import gain_of_groups, interval
 from onepeace.evaluate.protocols.probe import probe
 from onepeace.evaluate.protocols.protocol import Labelled
-from onepeace.finetune.groups import FILE, GROUP, NEAR_COPY_COSINE, near_copies
-from onepeace.finetune.split import hold_out
+from onepeace.finetune.split import FILE, GROUP, NEAR_COPY_COSINE, hold_out, near_copies
 from onepeace.index.groups import connected
 
 SHARDS = {

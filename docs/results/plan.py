@@ -11,8 +11,7 @@ from dry_run import make_plan
 
 from onepeace.cards import CARDS
 from onepeace.files.table import markdown_table
-from onepeace.plan.plan import Plan
-from onepeace.plan.time import StepTime, step_time
+from onepeace.plan.plan import Plan, StepTime, step_time
 from onepeace.train.recipe import read_recipe
 
 RECIPES = {"image_text_4b": 64, "audio_text_4b": 32, "large_image_text": 128, "large_audio_text": 32}

@@ -43,7 +43,7 @@ def main() -> None:
 def take_our_steps(run: Trainer, steps: list) -> list[float]:
     """Seconds of each step as the training loop takes it, with the log's averages every tenth step."""
     averages = Averages()
-    unusable = UnusableSteps(run.recipe)
+    unusable = UnusableSteps(run.recipe.run.out)
     seconds = []
     for number, step in enumerate(steps, start=1):
         start = time.perf_counter()

@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(recipe: "Recipe", processes: int, card: str) -> None:
-    from onepeace.plan.plan import make_plan
-    from onepeace.plan.report import plan_text
+    from onepeace.plan.plan import make_plan, plan_text
 
     print(plan_text(make_plan(recipe, processes, CARDS[card])))
 

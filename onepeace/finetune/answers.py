@@ -20,8 +20,7 @@ from onepeace.evaluate.intervals import Estimate, gain_of_groups
 from onepeace.evaluate.metrics import best_ranks
 from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
-from onepeace.finetune.groups import FILE, GROUP
-from onepeace.finetune.split import VAL
+from onepeace.finetune.split import FILE, GROUP, VAL
 from onepeace.index.groups import connected
 
 WORDS = "words"
@@ -49,7 +48,7 @@ class Answers:
     ranks: list[int]
     """Rank of the best right candidate of each query, from 1."""
     groups: list[int]
-    """Group of each query's item (groups.py)."""
+    """Group of each query's item (split.py)."""
     queries: list[str]
     """The query: its text, or the name of its file."""
     labels: list[str] = field(default_factory=list)

@@ -134,13 +134,9 @@ def average_weights(
         tuned.parent / "model",
         state,
         config,
-        tokenizer=_existing(tuned / TOKENIZER),
-        tasks=_existing(tuned / TASKS),
+        tokenizer=tuned / TOKENIZER if (tuned / TOKENIZER).exists() else None,
+        tasks=tuned / TASKS if (tuned / TASKS).exists() else None,
         card=f"{card}\nWeights {average.described()}.\n",
     )
     write_text_atomic(tuned.parent / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
     shutil.rmtree(tuned)
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None

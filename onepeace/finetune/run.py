@@ -77,7 +77,7 @@ class FineTuning:
         out: folder of the fine-tuning.
         model: initial model: a name or a folder.
         overrides: fields of the recipe, such as "optim.lr=1e-4".
-        group: regular expression for the common part of the paths of files that belong together (groups.py).
+        group: regular expression for the common part of the paths of files that belong together (split.py).
         say: called with a line for the user at each stage; by default a warning, which logging shows without set-up.
         columns: the table's names of columns, by the names used here, such as {"text": "sentence"}.
         split: split of a data set that has several.
@@ -111,8 +111,6 @@ class FineTuning:
         read_identity(self.out)  # before the lock adds a file to a folder of something else
         with locked(self.out):
             summary, recipe = self._prepare(overwrite)
-            if not any((self.out / name).exists() for name in (AVERAGE, TUNED, "model")):
-                self._say_plan(summary)
             if not (self.out / BEFORE).exists():
                 self.say(f"measuring {self.model}")
                 self._measure(self.start, summary, {}, self.out / BEFORE)
@@ -231,12 +229,6 @@ class FineTuning:
         if data.frozen_folder == str(Path(recipe.run.out, FROZEN)):  # else the user chose it, and it stays
             data = replace(data, frozen_folder=str(self.out / FROZEN))
         return replace(recipe, data=data, run=replace(recipe.run, out=str(self.out)))
-
-    def _say_plan(self, summary: SplitSummary) -> None:
-        what = f"the weights of {self.model}"
-        if summary.labels:
-            what = f"a new classifier of {len(summary.labels)} classes and {what}"
-        self.say(f"to do: train {what}, average with the initial weights, measure, and write a report")
 
     def _trained_model(self, recipe: Recipe) -> Path:
         """Folder of the trained model before the averaging; trains it first if necessary.

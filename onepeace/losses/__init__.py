@@ -6,7 +6,6 @@ from .contrastive import contrastive
 from .denoising import denoising, masked_tokens
 from .distillation import distillation
 from .hinge import hinge
-from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
@@ -18,6 +17,5 @@ __all__ = [
     "hinge",
     "masked_tokens",
     "multilabel",
-    "soft_targets",
     "tiled_infonce",
 ]

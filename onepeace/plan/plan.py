@@ -1,13 +1,16 @@
 """Plan of a run: what a step takes on the GPUs that it would run on, from the recipe alone.
 
-One step of a process is taken on the meta device (step.py), over as many items as that process has, each of maximum
-size. What is not in it: teachers, losses of task heads (large for those over every pixel), torch.compile, work space of
-kernels and waste of the allocator; `MARGIN` is added for the last two.
+One step of a process is taken of tensors without values (step.py), over as many items as that process has, each of
+maximum size; its time follows from the card's rates. Computation, collectives and reading overlap (FSDP gathers the
+next unit while one computes, DDP reduces buckets during the backward pass, workers build batches ahead), so that a step
+takes at least as long as the slowest of them. What is not in it: teachers, losses of task heads (large for those over
+every pixel), torch.compile, work space of kernels and waste of the allocator; `MARGIN` is added for the last two.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +24,58 @@ from onepeace.files.atomic import cache_folder
 from onepeace.hub.download import find
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
-from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.step import StepCost, measure_step
-from onepeace.plan.synthetic import largest_items, synthetic_batch
+from onepeace.plan.synthetic import largest_items, synthetic_batch, synthetic_objective
 from onepeace.train import parallel
 from onepeace.train.initial_weights import make_model
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe, model_folder
+
+UTILISATION = 2 / 3
+"""Share of a card's peak that products are assumed to reach; a choice, not a measurement, as no GPU was there: with it
+the step of image_text_4b takes about as long as its products and its other kernels take by a separate count."""
+READER_ITEMS = 365
+"""Items that one worker of the reader builds per second, photographs with a caption (docs/results/data.md)."""
+RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
+"""Times that each byte goes over a link of every process, but for a share of 1 / processes (NCCL's ring)."""
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step by what takes them."""
+
+    compute: float
+    links: float
+    """Collectives within a machine."""
+    network: float
+    """Collectives between machines."""
+    reader: float
+
+    @property
+    def limit(self) -> str:
+        """What limits the step."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+
+def step_time(cost: StepCost, recipe: Recipe, processes: int, card: Card) -> StepTime:
+    """Estimated time of a step."""
+    compute = cost.moved / card.bandwidth
+    for (_, dtype), flops in cost.flops.items():
+        peak = card.float32 if dtype == torch.float32 else card.bfloat16
+        compute += flops / (UTILISATION * peak)
+    links = 0.0
+    network = 0.0
+    for (operation, group), size in cost.traffic.items():
+        sent = RING[operation] * size * (group.size - 1) / group.size
+        if group.size == group.on_machine:
+            links += sent / card.link
+        else:  # all adapters of the group's processes on a machine carry its traffic
+            network += sent / (card.network * group.on_machine)
+    items = sum(recipe.batch_size(source) for source in recipe.data.modalities) / processes
+    reader = items / (READER_ITEMS * max(recipe.run.workers, 1))
+    return StepTime(compute, links, network, reader)
+
 
 MARGIN = 1.1
 """Factor on the counted memory."""
@@ -82,37 +128,33 @@ def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], pe
     """
     config = planned_config(recipe)
     try:
-        return _plan(recipe, config, processes, card, per_machine)
+        model = planned_model(recipe, config)
+        recipe = with_sharding(recipe, model, card, min(per_machine, processes))
+        parameters = count_parameters(model)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        objective, batches = share_of_step(recipe, config, model, processes)
+        step = measure_step(recipe, objective, batches, processes, per_machine)
     except ValueError as error:  # of a stem, or of an item that is too large
         raise UserError(f"the recipe's model and processors do not fit together: {one_line(error)}") from error
-
-
-def _plan(recipe: Recipe, config: Config, processes: int, card: Card, per_machine: int) -> Plan:
-    model = planned_model(recipe, config)
-    parameters = count_parameters(model)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recipe = with_sharding(recipe, model, card, min(per_machine, processes))
-    objective, batches = share_of_step(recipe, config, model, processes)
-    step = measure_step(recipe, objective, batches, processes, per_machine)
     return Plan(recipe=recipe, processes=processes, card=card, parameters=parameters, trained=trained, step=step)
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; that of ``model.size`` if ``model.from`` is missing or would be downloaded."""
+    """The model's configuration; with ``model.size``, that of this size, so that no ``model.from`` is needed."""
     start = recipe.start
     if start.source is None:
         return make_config(recipe)
+    if start.size is not None and not Path(start.source).is_dir():
+        without_start = {key: value for key, value in recipe.model.items() if key != "from"}
+        return make_config(replace(recipe, model=without_start))
     released = None if Path(start.source).is_dir() else find(start.source)
-    is_local = released is None or (start.size is None and (cache_folder() / released).is_dir())
-    if is_local and (model_folder(start.source) / "config.yaml").exists():
-        return make_config(recipe)
-    if start.size is None:
+    is_here = released is None or (cache_folder() / released).is_dir()
+    if not is_here or not (model_folder(start.source) / "config.yaml").exists():
         raise UserError(
             f"model.from {start.source} is not on this machine; to plan without it, give another model.from of the "
             f"same kind, or model.size=... ({', '.join(SIZES)})"
         )
-    without_start = {key: value for key, value in recipe.model.items() if key != "from"}
-    return make_config(replace(recipe, model=without_start))
+    return make_config(recipe)
 
 
 def planned_model(recipe: Recipe, config: Config) -> Trained:
@@ -152,13 +194,13 @@ def _share(recipe: Recipe, config: Config, model: Trained, source: str, processe
         if key in recipe.data.stem_views:  # computed once, before the steps
             item = _features_of(model, key, item)
         inputs[key] = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in item.items()}  # no memory
-    batch = synthetic_batch(recipe.data, recipe.mask, model.adapters, inputs, rows_of_item)
+    batch = synthetic_batch(recipe, source, model, inputs, rows_of_item)
     # Parts are copies: only those of whole numbers, which decide on lengths, take memory.
     for tensors in inputs.values():
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 tensors[name] = tensor.to("meta")
-    return replace(batch, source=source).split(recipe.run.grad_cache_chunks, model.adapters)
+    return batch.split(recipe.run.grad_cache_chunks, model.adapters)
 
 
 def _features_of(model: Trained, key: str, item: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,3 +208,70 @@ def _features_of(model: Trained, key: str, item: Mapping[str, Tensor]) -> dict[s
     inputs = {name: tensor.to("meta") for name, tensor in item.items()}
     features = model.adapters[key].stem_features(inputs)
     return {"features": torch.zeros(1).expand(features.shape)}
+
+
+def plan_text(plan: Plan) -> str:
+    """The output of ``onepeace train RECIPE --plan``."""
+    rows = [*_memory_rows(plan), *_traffic_rows(plan), *_flops_rows(plan), *_time_rows(plan)]
+    lines = [_title(plan), f"{plan.parameters:,} parameters, {plan.trained:,} of them trained", ""]
+    lines += [f"{name:<40}{value:>12}".rstrip() for name, value in rows]
+    if plan.recipe.model.get("heads"):
+        lines.append("not counted: losses of the heads")
+    return "\n".join(lines)
+
+
+def _title(plan: Plan) -> str:
+    run = plan.recipe.run
+    items = ", ".join(f"{plan.recipe.batch_size(source)} {source}" for source in plan.recipe.data.modalities)
+    title = f"{items} a step on {plan.processes} {plan.card.name}"
+    if run.grad_cache_chunks > 1:
+        title += f", computed in {run.grad_cache_chunks} parts"
+    title += ", float32" if run.precision == "float32" else ", bfloat16"
+    title += f", recompute: {run.recompute}"
+    if plan.processes > 1 and run.parallel == "ddp":
+        title += ", ddp"
+    elif plan.processes > 1:
+        kept = ", gathered weights kept" if run.keep_gathered else ""
+        title += f", fsdp over {run.shard}{kept}"
+    return title
+
+
+def _memory_rows(plan: Plan) -> list[tuple[str, str]]:
+    rows = [("GB at the peak of a process", "")]
+    rows += [(f"  {category}", f"{size / 1e9:.2f}") for category, size in sorted(plan.step.memory.items())]
+    rows.append((f"  total and a tenth, of {plan.card.memory / 1e9:.0f}", f"{plan.memory / 1e9:.2f}"))
+    rows.append(("GB of a checkpoint", f"{plan.step.checkpoint / 1e9:.2f}"))
+    return rows
+
+
+def _traffic_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Bytes by operation, within and between machines."""
+    if plan.processes == 1:
+        return []
+    rows = [("GB that a process exchanges in a step", "")]
+    for (operation, group), size in sorted(plan.step.traffic.items()):
+        where = "in a machine" if group.size == group.on_machine else "between machines"
+        rows.append((f"  {operation} of {group.size}, {where}", f"{size / 1e9:.2f}"))
+    return rows
+
+
+def _flops_rows(plan: Plan) -> list[tuple[str, str]]:
+    steps = plan.recipe.schedule.steps
+    rows = [(f"GFLOP of an item, {source}", f"{flops / 1e9:,.1f}") for source, flops in plan.flops_per_item.items()]
+    rows.append(("GB that other kernels read and write", f"{plan.step.moved / 1e9:,.1f}"))
+    rows.append(("PFLOP of a step", f"{plan.flops_per_step / 1e15:.3g}"))
+    rows.append((f"EFLOP of {steps} steps", f"{steps * plan.flops_per_step / 1e18:.3g}"))
+    return rows
+
+
+def _time_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Seconds by what takes them on the plan's card, and days of the schedule on every card."""
+    steps = plan.recipe.schedule.steps
+    time = step_time(plan.step, plan.recipe, plan.processes, plan.card)
+    rows = [(f"seconds, products at {UTILISATION:.0%} of the peak", "")]
+    for name, seconds in time._asdict().items():
+        rows.append((f"  {name}" + ("  <- limits" if name == time.limit else ""), f"{seconds:.3g}"))
+    for card in CARDS.values():
+        time = step_time(plan.step, plan.recipe, plan.processes, card)
+        rows.append((f"days on {card.name}, limited by {time.limit}", f"{steps * max(time) / 86400:.3g}"))
+    return rows

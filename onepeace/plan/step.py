@@ -1,40 +1,31 @@
-"""What one training step takes in one process, counted in a step on the meta device, where nothing is computed.
+"""What one training step takes in one process, counted in a step of tensors without values (torch's fake tensors).
 
 The recipe's own objective runs over this process's items with whole weights, as if the other processes had the same
-items; what they add (shards, gathered weights, exchanged gradients) is arithmetic over the sharding units. The meta
-device has neither autocast nor a fused kernel for attention; `GpuKernels` makes up for them.
+items; what they add (shards, gathered weights, exchanged gradients) is arithmetic over the sharding units.
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path that torch's documentation gives
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode  # the path that torch's "Extending PyTorch" gives
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from onepeace.data.batch import Batch
-from onepeace.layers.recompute import RecomputedBlock, RecomputedEnd
+from onepeace.model import encoder
 from onepeace.train import parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
 from onepeace.train.setup import build_optimizer
-
-META = torch.device("meta")
-IN_BFLOAT16 = {
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm, torch.einsum),
-    *(Tensor.matmul, Tensor.__matmul__, Tensor.bmm),
-}
-"""Functions that autocast computes in bfloat16."""
-IN_FLOAT32 = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, Tensor.softmax, Tensor.log_softmax}
-"""Functions that autocast computes in float32 on a GPU."""
 
 
 class Group(NamedTuple):
@@ -64,6 +55,10 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def moved_bytes(function: Any, inputs: Any, result: Any) -> int:
     """Bytes that a kernel reads and writes; 0 for views, and for tensors that are not filled."""
     name = function.name().partition(".")[0]
@@ -74,17 +69,11 @@ def moved_bytes(function: Any, inputs: Any, result: Any) -> int:
     return 0 if is_view or "empty" in name else bytes_of(read) + bytes_of(written)
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 class Meter(TorchDispatchMode):
     """Counts FLOPs, the bytes that kernels move, and the bytes of the tensors that are alive."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.shards = shards
-        """Number of processes that share a copy of the weights."""
         self.source = ""
         """Name of the sources of the batch that is computed."""
         self.flops: Counter[tuple[str, torch.dtype]] = Counter()
@@ -94,7 +83,12 @@ class Meter(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         """Bytes of activations and gradients at the moment of the highest sum."""
         self._alive = 0
-        self._known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Memory that was counted, or was there before."""
+        self.ignore(known)
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        self._known.update(tensor.untyped_storage() for tensor in tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,148 +106,50 @@ class Meter(TorchDispatchMode):
 
     def _add(self, storage: Any) -> None:
         """Count memory until it is freed."""
-        if storage in self._known:
-            return
-        self._known[storage] = True
-        self._alive += storage.nbytes()
-        weakref.finalize(storage, self._free, storage.nbytes())
-        self.note_peak()
+        if storage not in self._known:
+            self._known.add(storage)
+            self._alive += storage.nbytes()
+            weakref.finalize(storage, self._free, storage.nbytes())
+            self.note_peak()
+
+    def _free(self, size: int) -> None:
+        self._alive -= size
 
     def note_peak(self) -> None:
         gradients = sum(self.gradients.values())
         if self._alive + gradients > self.peak.total():
             self.peak = Counter(activations=self._alive, gradients=gradients)
 
-    def _free(self, size: int) -> None:
-        self._alive -= size
 
-    def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count the memory of tensors that were there before."""
-        for tensor in tensors:
-            self._known[tensor.untyped_storage()] = True
-
-    def take_gradient(self, parameter: Tensor) -> None:
-        """A hook for a parameter whose gradient is complete: all or a shard of it stays, in float32."""
-        parameter.grad = None
-        self.gradients[parameter] = 4 * parameter.numel() // self.shards
-
-
-class GpuKernels(TorchFunctionMode):
-    """Autocast to bfloat16, and attention as a fused kernel; inside of the functions that `run` calls."""
-
-    def __init__(self, meter: Meter, bfloat16: bool) -> None:
-        super().__init__()
-        self.meter = meter
-        self.bfloat16 = bfloat16
-        self.casts: dict[Tensor, Tensor] = {}
-        """Weights in bfloat16, which autocast keeps until the end of the forward pass."""
-        self.last_cast: Any = None
-        """Weak references to an input and its cast, which several products share (`layers.precision.cast_once`)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return FusedAttention.apply(self.meter, *args[:3], kwargs.get("attn_mask"))
-        if self.bfloat16 and func in IN_BFLOAT16:
-            args, kwargs = tree_map(partial(self._cast, torch.bfloat16), (args, kwargs))
-        elif self.bfloat16 and func in IN_FLOAT32:
-            args, kwargs = tree_map(partial(self._cast, torch.float32), (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _cast(self, dtype: torch.dtype, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        if value.dtype == dtype:
-            return value
-        if not (value.is_leaf and value.requires_grad):
-            return self._cast_once(dtype, value)
-        if value not in self.casts:
-            self.casts[value] = value.to(dtype)
-        return self.casts[value]
-
-    def _cast_once(self, dtype: torch.dtype, value: Tensor) -> Tensor:
-        if self.last_cast is not None and self.last_cast[0]() is value:
-            former = self.last_cast[1]()
-            if former is not None and former.dtype == dtype and former.requires_grad == value.requires_grad:
-                return former
-        cast = value.to(dtype)
-        self.last_cast = (weakref.ref(value), weakref.ref(cast))
-        return cast
-
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        with self:
-            return function(*args)
-
-    def _run_end(self, compute_end: Callable[..., Any], function: Callable[..., Any], *inputs: Tensor) -> Any:
-        return compute_end(partial(self.run, function), *inputs)
-
-    def take_part_in(self, objective: Objective) -> None:
-        """Run the passes, and what the backward pass recomputes of them: torch leaves a mode before that pass."""
-        for term in objective.terms.values():
-            term.outputs = partial(self.run, term.outputs)  # type: ignore[assignment,arg-type]
-        for module in objective.modules():
-            if isinstance(module, RecomputedBlock):
-                module.compute = partial(self.run, module.compute)  # type: ignore[method-assign]
-            elif isinstance(module, RecomputedEnd):
-                module.compute_end = partial(self._run_end, module.compute_end)  # type: ignore[method-assign]
+def efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """The kernel that CUDA has for attention with a bias, whose rows torch pads to a multiple of 8."""
+    if attn_mask is not None:
+        length = attn_mask.shape[-1]
+        padded = F.pad(attn_mask.to(query.dtype), (0, -length % 8))[..., :length]
+        attn_mask = padded.expand(*query.shape[:3], length)
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query, key, value, attn_mask, torch.is_grad_enabled(), scale=scale)[0]
 
 
-class FusedAttention(torch.autograd.Function):
-    """Attention that keeps its inputs, its output and a number for each query, and no scores."""
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Context in which layers on the CPU compute and save what they would on a GPU."""
+    layer_norm = F.layer_norm
 
-    @staticmethod
-    def forward(ctx: Any, meter: Meter, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.meter = meter
-        meter.flops[meter.source, q.dtype] += sdpa_flop_count(q.shape, k.shape, v.shape)
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-        return out
+    def float32_norm(x: Tensor, shape: Any, *others: Any, **named: Any) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):  # autocast casts the arguments of this operation on a GPU only
+            x = x.float()
+            others = tuple(value.float() if isinstance(value, Tensor) else value for value in others)
+        return layer_norm(x, shape, *others, **named)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, k, v, bias, *_ = ctx.saved_tensors
-        flops = sdpa_backward_flop_count(grads[0].shape, q.shape, k.shape, v.shape)
-        ctx.meter.flops[ctx.meter.source, q.dtype] += flops
-        of_bias = None
-        if ctx.needs_input_grad[4]:
-            of_bias = q.new_empty(*q.shape[:3], k.shape[2]).sum_to_size(bias.shape)
-        return None, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), of_bias
-
-
-class Units:
-    """The sharding units of an objective, inner ones first and the objective last, and what a step gathers of them."""
-
-    def __init__(self, objective: Objective, kept: bool) -> None:
-        self.kept = kept
-        """Whether gathered weights stay until the end of a batch's backward pass."""
-        self.sizes: dict[nn.Module, int] = {}
-        """Number of parameters of each unit that no inner one has."""
-        self.calls: Counter[nn.Module] = Counter()
-        """Number of times that each unit is gathered for the batch, if it is freed after every pass."""
-        self.in_backward = False
-        self.gathered = 0
-        """Number of parameters gathered so far."""
-        claimed: set[Tensor] = set()
-        for unit in [*objective.model.sharding_units(), objective]:
-            own = {parameter for parameter in unit.parameters() if parameter.ndim} - claimed
-            self.sizes[unit] = sum(parameter.numel() for parameter in own)
-            claimed |= own
-            unit.register_forward_pre_hook(self._count)
-
-    def _count(self, unit: nn.Module, _: Any) -> None:
-        """A forward pass gathers a unit, its backward pass once more, and once again as torch gathers ahead."""
-        if not self.in_backward:
-            self.calls[unit] += 3 if torch.is_grad_enabled() else 1
-
-    def end_batch(self) -> None:
-        for unit, count in self.calls.items():
-            self.gathered += self.sizes[unit] * (1 if self.kept else count)
-        self.calls.clear()
-
-    def largest(self) -> int:
-        """Number of parameters that are gathered at once: all, or those outside of the units and the two largest."""
-        *units, outside = self.sizes.values()
-        return outside + sum(units if self.kept else sorted(units)[-2:])
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION))
+        stack.enter_context(mock.patch.object(encoder, "FOLDED", ()))
+        stack.enter_context(mock.patch.object(F, "layer_norm", float32_norm))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", efficient_attention))
+        yield
 
 
 def measure_step(
@@ -270,38 +166,63 @@ def measure_step(
     """
     bfloat16 = recipe.run.precision != "float32"
     shards = (recipe.run.shard or 1) if processes > 1 and recipe.run.parallel == "fsdp" else 1
-    parameters = list(objective.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     states = optimizer_states(recipe, objective, trained)
-    average = bytes_of(trained) if recipe.run.ema else 0
+    gradients = bytes_of(trained)
+    average = gradients if recipe.run.ema else 0
     checkpoint = bytes_of(objective.state_dict().values()) + bytes_of(states) + average
-    memory = Counter(parameters=bytes_of(parameters) // shards, optimizer=bytes_of(states) // shards)
+    memory = Counter(parameters=bytes_of(objective.parameters()) // shards, optimizer=bytes_of(states) // shards)
     memory["other"] = average // shards + bytes_of(objective.buffers())
+    gathers = Gathers(objective)
     if shards > 1 and bfloat16:
-        for parameter in parameters:
+        for parameter in objective.parameters():
             if parameter.ndim:
                 parameter.data = parameter.data.bfloat16()  # as they are gathered
-    units = Units(objective, kept=bool(recipe.run.keep_gathered))
-    meter = Meter(shards)
-    kernels = GpuKernels(meter, bfloat16)
-    kernels.take_part_in(objective)
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(meter.take_gradient)
     traffic: Counter[tuple[str, Group]] = Counter()
-    with as_first_of(processes, per_machine, traffic):
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(), as_first_of(processes, per_machine, traffic):
+        objective.to_empty(device="cpu")
+        meter = Meter([*objective.parameters(), *objective.buffers()])
+        keep_shards_of_gradients(objective, meter, shards)
         for batch in batches:
-            memory["other"] += take_passes(objective, batch, meter, kernels, units)
+            memory["other"] += take_passes(objective, batch.map(without_values), meter, bfloat16, gathers)
     memory += meter.peak
-    gradients = 4 * sum(parameter.numel() for parameter in trained)  # float32
     if shards > 1:
         width = 2 if bfloat16 else 4
-        memory["gathered weights"] = width * units.largest()
-        traffic["allgather_base", Group(shards, min(shards, per_machine))] += width * units.gathered
+        memory["gathered weights"] = width * gathers.at_once(bool(recipe.run.keep_gathered))
+        gathered = len(batches) * sum(gathers.sizes.values()) if recipe.run.keep_gathered else gathers.total
+        traffic["allgather_base", Group(shards, min(shards, per_machine))] += width * gathered
         traffic.update(reductions(gradients * len(batches), shards, processes, per_machine))
     elif processes > 1:
         memory["gradients"] += gradients  # buckets
         traffic["allreduce", Group(processes, min(processes, per_machine))] += gradients
     return StepCost(memory, meter.flops, meter.moved, traffic, checkpoint)
+
+
+class Gathers:
+    """What a step gathers of the sharding units of an objective: inner ones first, and the objective last."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.sizes: dict[nn.Module, int] = {}
+        """Number of parameters of each unit that no inner one has."""
+        self.total = 0
+        """Number of parameters gathered so far, if each unit is freed after every pass."""
+        self.in_backward = False
+        claimed: set[Tensor] = set()
+        for unit in [*objective.model.sharding_units(), objective]:
+            own = {parameter for parameter in unit.parameters() if parameter.ndim} - claimed
+            self.sizes[unit] = sum(parameter.numel() for parameter in own)
+            claimed |= own
+            unit.register_forward_pre_hook(self._count)
+
+    def _count(self, unit: nn.Module, _: Any) -> None:
+        """A forward pass gathers a unit, its backward pass once more, and once again as torch gathers ahead."""
+        if not self.in_backward:
+            self.total += self.sizes[unit] * (3 if torch.is_grad_enabled() else 1)
+
+    def at_once(self, kept: bool) -> int:
+        """Number of parameters that are there at once: all, or those outside of the units and the two largest."""
+        *units, outside = self.sizes.values()
+        return outside + sum(units if kept else sorted(units)[-2:])
 
 
 def reductions(gradients: int, shards: int, processes: int, per_machine: int) -> Counter[tuple[str, Group]]:
@@ -325,51 +246,60 @@ def optimizer_states(recipe: Recipe, objective: Objective, trained: Sequence[Ten
     return [tensor for states in optimizer.state.values() for tensor in states.values()]
 
 
-def take_passes(objective: Objective, batch: Batch, meter: Meter, kernels: GpuKernels, units: Units) -> int:
+def without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu")
+
+
+def keep_shards_of_gradients(objective: Objective, meter: Meter, shards: int) -> None:
+    """Count of each gradient that is complete what stays: all or a shard of it, in float32."""
+
+    def keep(parameter: Tensor) -> None:
+        parameter.grad = None
+        meter.gradients[parameter] = 4 * parameter.numel() // shards
+
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(keep)
+
+
+def take_passes(objective: Objective, batch: Batch, meter: Meter, bfloat16: bool, gathers: Gathers) -> int:
     """Forward and backward pass of a batch; returns the bytes of its inputs."""
-    batch = batch.to(META)
     inputs = tensors_in([dict(part.inputs) for part in batch.parts or [batch]])
-    meter.ignore([*inputs, *objective.parameters(), *objective.buffers()])
+    meter.ignore(inputs)
     meter.source = batch.source
     with meter:
-        loss = objective(batch)["loss"]
-        kernels.casts.clear()
-        units.in_backward = True
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = objective(batch)["loss"]
+        gathers.in_backward = True
         loss.backward()
+    gathers.in_backward = False
     meter.note_peak()
-    kernels.casts.clear()
-    units.in_backward = False
-    units.end_batch()
     return bytes_of(inputs)
 
 
-def as_first_of(processes: int, per_machine: int, traffic: Counter[tuple[str, Group]]) -> Any:
+@contextmanager
+def as_first_of(processes: int, per_machine: int, traffic: Counter[tuple[str, Group]]) -> Iterator[None]:
     """Context in which tensors and values are gathered from so many processes, which are all like this one."""
     everybody = Group(processes, min(processes, per_machine))
-
-    def reduce(gradient: Tensor) -> None:
-        traffic["allreduce", everybody] += bytes_of([gradient])
 
     def gather(x: Tensor) -> Tensor:
         if processes == 1:
             return x
         gathered = x.repeat(processes, *[1] * (x.ndim - 1))
         traffic["allgather", everybody] += bytes_of([gathered])
-        if gathered.requires_grad:
-            gathered.register_hook(reduce)
+        if gathered.requires_grad:  # its gradient is summed over the processes
+            traffic["allreduce", everybody] += bytes_of([gathered])
         return gathered
-
-    def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
-        return gather(x.detach()), 0
 
     def gather_values(value: Any) -> list[Any]:
         return [value] * processes
 
-    return mock.patch.multiple(
+    with mock.patch.multiple(
         parallel,
         world_size=lambda: processes,
         gather=gather,
-        gather_ragged=gather_ragged,
+        gather_ragged=lambda x: (gather(x.detach()), 0),
         gather_objects=gather_values,
         gather_numbers=gather_values,
-    )
+    ):
+        yield

@@ -1,4 +1,4 @@
-"""Random items of a given size, and batches of them, for plans and benchmarks."""
+"""Batches of random items of a given size, and the objective of a recipe for them, for plans and benchmarks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,18 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch, Inputs
-from onepeace.data.config import DataConfig
-from onepeace.data.masking import MaskRates, draw_masks
+from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
+from onepeace.model import Trained
 from onepeace.special_ids import EOS
+from onepeace.train.objective import Objective
+from onepeace.train.recipe import Recipe
+from onepeace.train.setup import build_objective
+from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.term import TermOptions, TrainingData
+from onepeace.train.terms.heads import Supervised
 
 SAMPLE_RATE = 16000
 FIRST_WORD_ID = 4
 UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
 """Units of an item's size: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
+NAME_TOKENS = 8
+"""Tokens of a name of a class."""
+TEACHER_OUTPUTS = {"features": 1024, "scores": 1000}
+"""Widths of what teachers compute."""
 
 
 def item_batch(config: Config, key: str, size: int, count: int = 1) -> Inputs:
@@ -65,30 +77,56 @@ def largest_items(config: Config, modalities: Sequence[str], count: int) -> dict
     return items
 
 
-def synthetic_batch(
-    config: DataConfig,
-    rates: Mapping[str, MaskRates],
-    adapters: Mapping[str, Any],
-    inputs: Mapping[str, Inputs],
-    rows_of_item: int = 1,
-) -> Batch:
-    """Batch of these inputs, without targets.
+def synthetic_batch(recipe: Recipe, source: str, model: Trained, inputs: Mapping[str, Inputs], rows: int = 1) -> Batch:
+    """Batch of a source of a recipe with these inputs by modality, ``rows`` of which make an item; without targets.
 
-    Args:
-        config: the recipe's data section, for token dropout.
-        rates: shares of masked tokens by modality; each token of a text is taken for a word.
-        adapters: the model's adapters by modality, which count tokens.
-        inputs: model inputs by modality.
-        rows_of_item: rows of the inputs that make an item.
+    Each token of a text is taken for a word.
     """
-    rows = len(next(iter(next(iter(inputs.values())).values())))
-    keys = [f"item{number}" for number in range(rows // rows_of_item)]
-    batch = Batch(inputs=inputs, keys=keys, captions=keys, names=[[key] for key in keys], rows=rows_of_item)
-    batch = batch.measured(adapters)
-    generators = [np.random.default_rng(row) for row in range(rows)]
+    count = len(next(iter(next(iter(inputs.values())).values())))
+    keys = [f"item{number}" for number in range(count // rows)]
+    batch = Batch(inputs=inputs, keys=keys, captions=keys, names=[[key] for key in keys], rows=rows, source=source)
+    batch = batch.measured(model.adapters)
+    generators = [np.random.default_rng(row) for row in range(count)]
     masks = {}
     for key in inputs:
         lengths = batch.lengths[key] - 1
-        words = torch.ones(rows, int(lengths.max()), dtype=torch.bool) if key == "text" else None
-        masks[key] = draw_masks(rates.get(key), config.token_dropout.get(key, 0.0), lengths, generators, words)
+        words = torch.ones(count, int(lengths.max()), dtype=torch.bool) if key == "text" else None
+        dropout = recipe.data.token_dropout.get(key, 0.0)
+        masks[key] = draw_masks(recipe.mask.get(key), dropout, lengths, generators, words)
     return replace(batch, masks=masks)
+
+
+class SyntheticData(TrainingData):
+    """Stand-in for training data that returns tensors of the right size."""
+
+    def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
+        super().__init__(recipe.data, (), {}, recipe.frozen_folder, None)
+        self.keys = [*keys, "another"]  # a single row has no standard deviation
+
+    @property
+    def tokenizer(self) -> Any:
+        raise UserError("a term makes its inputs of the words of the data, so the run cannot be planned")
+
+    def samples(self, options: TermOptions) -> Any:
+        return self.tokenizer
+
+    def texts(self, texts: Sequence[str]) -> Inputs:
+        return {"ids": torch.full((len(texts), NAME_TOKENS), FIRST_WORD_ID, device="cpu")}
+
+    def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
+        rows = {key: row for row, key in enumerate(self.keys)}
+        return TeacherTable(rows, torch.zeros(len(rows), TEACHER_OUTPUTS[output], device="cpu"))
+
+
+def synthetic_objective(recipe: Recipe, model: Trained, keys: Sequence[str]) -> Objective:
+    """The objective of a recipe for items with these keys; a head's loss is replaced by the sum of its outputs."""
+    objective = build_objective(recipe, model, SyntheticData(recipe, keys))
+    for term in objective.terms.values():
+        if isinstance(term, Supervised):
+            term.loss = sum_of_outputs  # type: ignore[method-assign]
+    return objective
+
+
+def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
+    """Loss that needs no targets."""
+    return {"loss": torch.stack([leaf.float().sum() for leaf in tree_leaves(outputs)]).sum()}

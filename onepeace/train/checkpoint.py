@@ -32,6 +32,12 @@ from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 from onepeace.train import parallel
 
+log = logging.getLogger(__name__)
+
+SHARE = 0.02
+"""Share of a run's time that it may stand still for checkpoints by time."""
+TIMEOUT = timedelta(hours=1)
+"""Longest time that the slowest process writes after the fastest."""
 HEADER = "checkpoint.json"
 NAME = re.compile(r"step-(\d+)")
 DIGEST = "blake2b"
@@ -156,24 +162,6 @@ def remove_unfinished(out: Path) -> None:
         shutil.rmtree(folder)
 
 
-def refuse_earlier_version(out: Path) -> None:
-    """UserError if a run was trained with a version that wrote a checkpoint into one file."""
-    for path in sorted(out.glob("step-*.safetensors")):
-        raise UserError(
-            "a checkpoint of an earlier version of onepeace, which this one cannot read; give run.out another "
-            "folder, or remove the file to start over",
-            where=path,
-        )
-
-
-log = logging.getLogger(__name__)
-
-SHARE = 0.02
-"""Share of a run's time that it may stand still for checkpoints by time."""
-TIMEOUT = timedelta(hours=1)
-"""Longest time that the slowest process writes after the fastest."""
-
-
 @dataclass(frozen=True)
 class State:
     """What a run changes in a step."""
@@ -246,13 +234,8 @@ def newest(out: Path) -> Path | None:
     """The last whole checkpoint of a run, with a warning for each damaged one; None if there is none.
 
     All processes must call it. Each compares the digests of a part of the files, and all get the same answer.
-
-    Raises:
-        UserError: there are checkpoints of an earlier version only.
     """
     steps = parallel.gather_objects([step_of(folder) for folder in folders(out)])[0]
-    if not steps:
-        refuse_earlier_version(out)
     for step in reversed(steps):
         folder = folder_of(out, step)
         problems = [problem for problem in parallel.gather_objects(_problem(folder)) if problem]

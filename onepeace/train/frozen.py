@@ -6,7 +6,6 @@ teachers (teachers.py) and for the frozen stems of `make_stem_features`, which k
 item, so that training runs only the Transformer.
 """
 
-import copy
 import hashlib
 import json
 import logging
@@ -18,11 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.config import DataConfig
@@ -316,8 +315,6 @@ def _check_shared(cache: FrozenCache, num_missing: int) -> None:
         )
 
 
-M = TypeVar("M", bound=nn.Module)
-
 PART = 128
 """Items per part of the cache; the items of a part are decoded ahead."""
 BATCH = 64
@@ -465,7 +462,7 @@ def make_stem_features(
     for key, views in config.stem_views.items():
         stem_views = StemViews(
             key=key,
-            adapter=with_values(model.adapters[key], device),
+            adapter=model.adapters[key],
             processor=processors[key],
             options=config.augment.get(key, {}),
             samples=[sample for source in sources for sample in source.samples if key in sample.inputs],
@@ -475,18 +472,3 @@ def make_stem_features(
         )
         features[key] = stem_views.keep(folder)
     return features
-
-
-def with_values(module: M, device: torch.device) -> M:
-    """The module, or if some process has it without values, a copy on the device with those of the first process."""
-    is_empty = any(parameter.is_meta for parameter in module.parameters())
-    if not any(parallel.gather_numbers(int(is_empty))):
-        return module
-    copied = copy.deepcopy(module)
-    if is_empty:
-        copied.to_empty(device=device)
-    else:
-        copied.to(device)
-    for tensor in chain(copied.parameters(), copied.buffers()):
-        parallel.broadcast(tensor.data)
-    return copied

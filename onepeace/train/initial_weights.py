@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -95,7 +94,7 @@ def start_weights(recipe: Recipe, config: Config, shapes: Shapes) -> dict[str, T
         if not copied:
             raise UserError(f"model.copy: {folder} has no weights of {old!r} that fit {new!r}")
         if parallel.rank() == 0:
-            _log_copy(recipe, config, new, old, copied)
+            log.info("model.copy: %s starts with %d weights of %s", new, len(copied), old)
         weights = {**copied, **weights}
     fitted = _fitted(weights, shapes, config)
     used = {name: fitted[name] for name in shapes if name in fitted}
@@ -122,21 +121,6 @@ def _in_one_channel(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     if weight.ndim == 4 and weight.shape[1] == 3 and shape[1] == 1:
         return weight.sum(1, keepdim=True)
     return weight
-
-
-def _log_copy(recipe: Recipe, config: Config, new: str, old: str, weights: Collection[str]) -> None:
-    """Log what a new modality takes from another: weights by part of the model, and options of the adapter."""
-    parts = Counter(name.partition(".")[0] for name in weights)
-    listed = ", ".join(f"{count} of {part}" for part, count in parts.items())
-    message = f"model.copy: {new} starts with weights of {old} ({listed})"
-    if is_read_like(new, old):
-        set_here = recipe.model_fields.get("adapters", {}).get(new, {})
-        options = []
-        for name, value in config.model.adapters[new].items():
-            if name not in set_here:
-                options.append(f"{name}={value}")
-        message += f" and options of its adapter ({', '.join(options)})"
-    log.info("%s", message)
 
 
 def _fitted(weights: Mapping[str, Tensor], shapes: Shapes, config: Config) -> dict[str, Tensor]:

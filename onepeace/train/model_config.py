@@ -254,6 +254,8 @@ def _check_modalities(recipe: Recipe, config: Config) -> None:
             if key not in config.model.adapters:
                 hint = nearest(key, config.model.adapters)
                 raise UserError(f"data.train: {name} has {key!r}, the model does not; {hint}")
+    if recipe.data.stem_views and recipe.run.parallel == "fsdp":
+        raise UserError("data.stem_views needs whole stems in every process; set run.parallel=ddp, or leave it out")
     options_by_section: dict[str, Mapping[str, Any]] = {"mask": recipe.mask}
     for section in ("token_dropout", "augment", "templates", "stem_views"):
         options_by_section[f"data.{section}"] = getattr(recipe.data, section)

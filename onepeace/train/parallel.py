@@ -7,7 +7,7 @@ sharding take more than a second to import and are imported where they are used.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -231,18 +231,16 @@ def parallelize(
         objective.to(device)
 
 
-def replicate(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> nn.Module:
-    """The objective, wrapped so that the backward pass averages gradients over all processes ("ddp").
+def replicate(objective: nn.Module) -> nn.Module:
+    """The objective, wrapped so that the backward pass averages gradients over all processes under "ddp".
 
-    Only if a step leaves parameters without gradient in some process, such as those of another modality, every step
-    searches the graph for them.
-
-    Args:
-        compute_loss: function that computes the loss of the last batch of a step with the objective.
+    Every step searches the graph for parameters that get no gradient in it, such as those of another modality.
     """
     if world_size() == 1:
         return objective
-    return DistributedDataParallel(objective, find_unused_parameters=leaves_unused(objective, compute_loss))
+    # torch says once that it did not find any in the first step.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    return DistributedDataParallel(objective, find_unused_parameters=True)
 
 
 def _shard_and_load(
@@ -375,21 +373,6 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
             yield
         return
     yield
-
-
-def leaves_unused(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> bool:
-    """Whether a trainable parameter gets no gradient from a loss, in any process; found by computing it once.
-
-    The objective is left as it was.
-    """
-    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    compute_loss().backward()
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    num_unused = sum(parameter.grad is None for parameter in trained)
-    objective.zero_grad(set_to_none=True)
-    for name, buffer in objective.named_buffers():  # statistics of batch norms
-        buffer.copy_(buffers[name])
-    return any(gather_numbers(num_unused))
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -23,24 +23,18 @@ class ScheduleConfig:
     warmup_steps: Natural | None = None
     warmup_ratio: Probability | None = None
     """Warm-up as a share of the steps, instead of warmup_steps."""
-    decay_steps: Natural | None = None
-    """Length of the line at the end of wsd; 0 = the peak to the end."""
     decay_ratio: Probability | None = None
-    """The same as a share of the steps; wsd without either has a fifth."""
+    """Length of the line at the end of wsd as a share of the steps, 0 = the peak to the end; null = a fifth."""
     min_lr: NotNegative = 1e-6
     """Learning rate of the first update, and after the last."""
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise UserError(f"schedule.name {self.name!r} is not known; {nearest(self.name, SCHEDULES)}")
-        for name in ("warmup", "decay"):
-            if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_ratio") is not None:
-                raise UserError(f"schedule.{name}_steps and schedule.{name}_ratio say the same; give one of them")
-        for name in ("decay_steps", "decay_ratio"):
-            if getattr(self, name) is not None and self.name != "wsd":
-                raise UserError(f"schedule.{name} is for the schedule wsd, but this is {self.name}; leave it out")
-        if self.warmup > self.steps:
-            raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UserError("schedule.warmup_steps and schedule.warmup_ratio say the same; give one of them")
+        if self.decay_ratio is not None and self.name != "wsd":
+            raise UserError(f"schedule.decay_ratio is for the schedule wsd, but this is {self.name}; leave it out")
         if self.warmup + self.decay > self.steps:
             raise UserError(
                 f"schedule: a warm-up of {self.warmup} steps and a decay of {self.decay} are more than the "
@@ -59,8 +53,6 @@ class ScheduleConfig:
         """Number of updates in the decay at the end of wsd; 0 for other schedules."""
         if self.name != "wsd":
             return 0
-        if self.decay_steps is not None:
-            return self.decay_steps
         return int(self.steps * (WSD_DECAY if self.decay_ratio is None else self.decay_ratio))
 
 

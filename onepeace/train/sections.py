@@ -187,8 +187,6 @@ class RunConfig:
     weight and saves most of the traffic; auto = if they take at most a tenth of a GPU's memory."""
     compile: bool = False
     """Whether to compile the blocks with torch.compile, where it pays (`onepeace.compiling`)."""
-    max_bad_steps: Natural = 3
-    """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
     loggers: tuple[str, ...] = ()
     """Where the log is written as well: tensorboard (extra ``track``), wandb, mlflow (extras of these names)."""
     profile: tuple[Count, Count] | None = None

@@ -42,7 +42,7 @@ from onepeace.train.model_config import label_heads, make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe
-from onepeace.train.term import TermOptions, TrainingData, captions_of
+from onepeace.train.term import TrainingData, captions_of
 from onepeace.train.terms import TERMS
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objec
     """The objective, with what its terms compute once from the data."""
     # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
     with torch.random.fork_rng(devices=[]):
-        prepared = prepare_terms(recipe.terms, data)
+        prepared = {options.name: TERMS[options.term].prepare(options, data) for options in recipe.terms}
     return Objective(
         model=model,
         terms=recipe.terms,
@@ -201,11 +201,6 @@ def start_terms(objective: Objective, folder: Path | None) -> None:
     for name, parameter in objective.terms.named_parameters():
         if name in saved and saved[name].shape == parameter.shape:
             parameter.data.copy_(saved[name])
-
-
-def prepare_terms(terms: Sequence[TermOptions], data: TrainingData) -> dict[str, Any]:
-    """Results of the terms' ``prepare`` by name."""
-    return {options.name: TERMS[options.term].prepare(options, data) for options in terms}
 
 
 def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 NAMED_SAMPLES = 8
 """Maximum number of samples that a message names."""
+MAX_UNUSABLE = 3
+"""Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
 
 
 class StepResult(NamedTuple):
@@ -57,8 +59,8 @@ class Stepper:
     ) -> None:
         self.recipe = recipe
         self.objective = objective
-        self.parallelized: nn.Module | None = None
-        """The objective, wrapped for all processes, from the first step on."""
+        self.parallelized: nn.Module = objective
+        """The objective, wrapped for all processes if it is not sharded."""
         self.optimizer = optimizer
         self.average = average
         self.device = device
@@ -67,8 +69,6 @@ class Stepper:
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number ``step``, from 1 on, over this process's part of its batches."""
         self.objective.at_step(step)
-        if self.parallelized is None:
-            self.parallelized = self._parallelize(batches[-1])
         # Seeding by step and rank replaces a saved random state.
         torch.manual_seed(self.recipe.seed + 1_000_003 * step + parallel.rank())
         for settings in self.optimizer.param_groups:
@@ -77,31 +77,20 @@ class Stepper:
         self._update(grad_norm)
         return StepResult(losses, grad_norm)
 
-    def _parallelize(self, last_batch: Batch) -> nn.Module:
-        """The objective, wrapped for all processes; one that is sharded needs no wrapper."""
-        if self.recipe.run.parallel == "fsdp":
-            return self.objective
-
-        def compute_loss() -> Tensor:
-            return self._losses(self.objective, last_batch)["loss"]
-
-        return parallel.replicate(self.objective, compute_loss)
-
-    def _losses(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch by name."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return objective(batch.to(self.device))
+            return self.parallelized(batch.to(self.device))
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        parallelized = self.parallelized or self.objective
         losses = []
         for number, batch in enumerate(batches, start=1):
-            with parallel.no_sync(parallelized, last=number == len(batches)):
-                batch_losses = self._losses(parallelized, batch)
+            with parallel.no_sync(self.parallelized, last=number == len(batches)):
+                batch_losses = self._losses(batch)
                 batch_losses["loss"].backward()
-            parallel.free_gathered(parallelized)
+            parallel.free_gathered(self.parallelized)
             losses.append(batch_losses)
         return losses, parallel.clip_gradients(self.objective, self.recipe.optim.grad_clip)
 
@@ -123,11 +112,11 @@ class UnusableSteps:
     """Steps since the last log whose gradient was not finite.
 
     Args:
-        recipe: the recipe; ``run.max_bad_steps`` in a row are left out, one more ends the run.
+        out: folder of the run, for messages.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, out: str) -> None:
+        self.out = out
         self.in_a_row = 0
         """Number of consecutive steps up to the last one that were left out."""
         self._steps: list[int] = []
@@ -173,11 +162,10 @@ class UnusableSteps:
         named = ", ".join(keys[:NAMED_SAMPLES])
         if len(keys) > NAMED_SAMPLES:
             named += f" and {len(keys) - NAMED_SAMPLES} more"
-        limit = self.recipe.run.max_bad_steps
-        if self.in_a_row > limit:
+        if self.in_a_row > MAX_UNUSABLE:
             raise UserError(
-                f"the gradient of step {step} is {norm}, as in the {limit} steps before it; lower optim.lr, set "
+                f"the gradient of step {step} is {norm}, as in the {MAX_UNUSABLE} steps before it; lower optim.lr, set "
                 f"run.precision=float32, or check the samples {named}",
-                where=self.recipe.run.out,
+                where=self.out,
             )
         log.warning("the gradient of step %d is %s, so the step is skipped; its samples: %s", step, norm, named)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,52 +247,38 @@ def teacher_table(
     if not items:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
-    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", items)
-    outputs = _Outputs(teacher, modality, output, read)
-    compute_missing(cache, outputs.compute, PART)
+    stored = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", items)
+
+    @cache
+    def encode() -> Teacher:  # loaded for the first item that is missing
+        return TEACHERS[teacher.library](teacher.name, modality, output)
+
+    def compute(names: Sequence[str]) -> Iterator[Output]:
+        for start in range(0, len(names), BATCH):
+            loaded = _loaded(names[start : start + BATCH], read, teacher)
+            if loaded:
+                vectors = encode()(list(loaded.values())).half().numpy()
+                for name, vector in zip(loaded, vectors, strict=True):
+                    yield Output(name, vector)
+
+    compute_missing(stored, compute, PART)
     rows: dict[str, int] = {}
     features = []
     for name in items:
-        if name in cache.places:
+        if name in stored.places:
             rows[name] = len(rows)
-            features.append(cache.read(cache.places[name][0]))
+            features.append(stored.read(stored.places[name][0]))
     if not rows:
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
     return TeacherTable(rows, torch.from_numpy(np.stack(features)))
 
 
-class _Outputs:
-    """Computes a teacher's outputs; the teacher is loaded for the first of them.
-
-    Args:
-        teacher, modality, output, read: see `teacher_table`.
-    """
-
-    def __init__(self, teacher: TeacherOptions, modality: str, output: str, read: Callable[[str], Any]) -> None:
-        self.teacher = teacher
-        self.modality = modality
-        self.output = output
-        self.read = read
-
-    @cached_property
-    def encode(self) -> Teacher:
-        return TEACHERS[self.teacher.library](self.teacher.name, self.modality, self.output)
-
-    def compute(self, names: Sequence[str]) -> Iterator[Output]:
-        """Outputs of the items that can be decoded."""
-        for start in range(0, len(names), BATCH):
-            loaded = self._load(names[start : start + BATCH])
-            if loaded:
-                vectors = self.encode(list(loaded.values())).half().numpy()
-                for name, vector in zip(loaded, vectors, strict=True):
-                    yield Output(name, vector)
-
-    def _load(self, names: Sequence[str]) -> dict[str, Any]:
-        """Decoded items by name; those that cannot be decoded are logged and left out."""
-        loaded = {}
-        for name in names:
-            try:
-                loaded[name] = self.read(name)
-            except UserError as error:
-                log.warning("%s cannot be decoded, so %s has no output for it: %s", name, self.teacher, error)
-        return loaded
+def _loaded(names: Sequence[str], read: Callable[[str], Any], teacher: TeacherOptions) -> dict[str, Any]:
+    """Decoded items by name; those that cannot be decoded are logged and left out."""
+    loaded = {}
+    for name in names:
+        try:
+            loaded[name] = read(name)
+        except UserError as error:
+            log.warning("%s cannot be decoded, so %s has no output for it: %s", name, teacher, error)
+    return loaded

@@ -115,6 +115,8 @@ class Trainer:
             device=device,
             bfloat16=parts.use_bfloat16,
         )
+        if not self.objective.sharded:
+            self.stepper.parallelized = parallel.replicate(self.objective)
         state = checkpoint.State(parts.objective, parts.optimizer, self.average)
         self.checkpoints = checkpoint.Checkpoints(self.out, state, recipe.run.keep)
         self.start = 0
@@ -142,7 +144,7 @@ class Trainer:
         self.utilisation = Utilisation(device, parts.use_bfloat16, recipe.run.compile)
         self.journal = open_log(recipe, self.start) if parallel.rank() == 0 else None
         self.account = Account(self.steps, self.cursors)
-        self.unusable = UnusableSteps(recipe)
+        self.unusable = UnusableSteps(recipe.run.out)
         self.signals = parallel.AnyProcess()
         self.is_overdue = False
         """Whether it is time for a checkpoint, which waits for the next line of the log."""

@@ -5,12 +5,14 @@ A recipe has `imports: [class_names.py]`.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
 from onepeace.device import upload
 from onepeace.errors import UserError, expect, need
+from onepeace.layers.precision import without_autocast
 from onepeace.model import INITIAL_SCALE, Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
@@ -82,7 +84,7 @@ class Names(Term[NamesOptions]):
         features = encoder.encode(encoder.stems({"text": inputs}))
         texts = encoder.embed("text", features["text"])
         scale = INITIAL_SCALE if model.logit_scale is None else model.logit_scale.exp()
-        loss = losses.soft_targets(
+        loss = soft_targets(
             vectors,
             texts,
             scores_here[:, chosen],
@@ -90,6 +92,29 @@ class Names(Term[NamesOptions]):
             count=max(len(scores), 1) / parallel.world_size(),
         )
         return {self.options.name: loss}
+
+
+def soft_targets(
+    items: Tensor, texts: Tensor, targets: Tensor, scale: Tensor | float, count: float | None = None
+) -> Tensor:
+    """Cross entropy of the items' similarities to the texts under ``targets``.
+
+    Args:
+        items: (B, E) unit vectors.
+        texts: (K, E) unit vectors.
+        targets: (B, K) probabilities; rows may sum to less than 1, which lowers their weight.
+        scale: factor on the cosines.
+        count: divisor of the sum over items. None: B.
+
+    Returns:
+        Scalar mean over the items, float32; 0, still attached to the graph, if there are no items.
+    """
+    with without_autocast(items.device.type):
+        logits = scale * items.float() @ texts.float().T
+        total = torch.sum(-targets.float() * F.log_softmax(logits, dim=-1))
+    if count is None:
+        count = max(len(items), 1)
+    return total / count
 
 
 TERMS["names"] = Names

@@ -2,13 +2,13 @@ import pytest
 from support.finetuning import QUICK, write_pictures, write_sounds, write_table
 
 from onepeace.cli import main
-from onepeace.finetune import groups
+from onepeace.finetune import split as splitting
 
 
 @pytest.fixture
 def no_near_copies(monkeypatch):
     """Squares of one colour would be near copies of one another."""
-    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
+    monkeypatch.setattr(splitting, "NEAR_COPY_COSINE", {})
 
 
 @pytest.fixture

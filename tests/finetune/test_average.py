@@ -7,9 +7,8 @@ import torch
 from support.finetuning import write_pictures, write_table
 
 import onepeace
-from onepeace.finetune import average, split
+from onepeace.finetune import average
 from onepeace.finetune.average import SHARES, choose, mixed
-from onepeace.finetune.own_data import read_own_data
 from onepeace.hub.weights import read_state
 
 
@@ -27,13 +26,6 @@ def test_weight_at_a_share():
     assert mixed(start, new, 0.25).tolist() == [1.5, 1.0]
     assert mixed(start, new, 0.0).tolist() == [1.0, 2.0]
     assert torch.equal(mixed(start, new, 1.0), new)
-
-
-def test_weight_without_start_and_counter_are_the_new_ones():
-    new = torch.tensor([3.0, -2.0])
-    assert mixed(None, new, 0.25) is new
-    counter = torch.tensor(7)
-    assert mixed(torch.tensor(3), counter, 0.25) is counter
 
 
 @pytest.fixture
@@ -65,19 +57,6 @@ def test_share_of_no_gain_is_zero(choose_with):
     average = choose_with({})
     assert average.share == 0.0
     assert "kept as they were" in average.described()
-
-
-def test_parts_are_disjoint(table_of_80, no_near_copies):
-    parts, _ = split.divide(read_own_data(table_of_80, ("text", "image")), table_of_80, None)
-    num_files = {}
-    files = set()
-    for part in parts.parts:
-        records = parts.records(part, ("image", "text"))
-        num_files[part] = len(records)
-        files |= {record.inputs["image"] for record in records}
-
-    assert num_files == {"val": 16, "train": 51, "choose": 13}
-    assert len(files) == 80
 
 
 LORA = ("lora={rank: 4, alpha: 32}", "freeze={except: [logit_scale]}")

@@ -9,8 +9,8 @@ from onepeace.data.sample import Sample
 from onepeace.evaluate.intervals import gain_of_groups
 from onepeace.finetune import answers
 from onepeace.finetune.answers import Answers, by_class, gains
-from onepeace.finetune.groups import FILE, GROUP
 from onepeace.finetune.report import _tables
+from onepeace.finetune.split import FILE, GROUP
 
 NAMES = ["cat", "dog", "owl"]
 

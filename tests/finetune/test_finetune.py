@@ -16,8 +16,8 @@ import onepeace
 from onepeace.cli import main
 from onepeace.config import build, read_yaml
 from onepeace.data.source import read_source
-from onepeace.finetune import groups
 from onepeace.finetune import run as running
+from onepeace.finetune import split as splitting
 from onepeace.finetune.answers import HEAD, WORDS, read_answers
 from onepeace.finetune.recipe import auto_recipe
 from onepeace.finetune.report import commands_to_try
@@ -36,7 +36,7 @@ def run_quickly():
     def run(tuning):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "available_memory", lambda device: None)
-            patch.setattr(groups, "NEAR_COPY_COSINE", {})
+            patch.setattr(splitting, "NEAR_COPY_COSINE", {})
             return tuning.run()
 
     return run

@@ -44,16 +44,6 @@ def test_step_is_in_parts_if_it_would_not_fit(content, planned, available, parts
     assert ("may not fit" in line) == (available == 74)
 
 
-def test_overrides_are_planned(content, planned):
-    fitting_recipe(content, ["run.grad_cache_chunks=2"], 20, print)
-    assert planned == [2, 2]
-
-
-def test_unknown_memory_is_not_planned_for(content, planned):
-    recipe = fitting_recipe(content, [], available=None, say=print)
-    assert (planned, recipe.run.grad_cache_chunks) == ([], 1)
-
-
 def test_real_plan(content):
     """The recipe has terms that read targets."""
     lines = []

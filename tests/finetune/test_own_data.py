@@ -46,12 +46,6 @@ def test_contradicting_rows_are_left_out(labelled_rows, source_of):
     assert [skipped.where for skipped in data.left_out] == [f"{source} line 2", f"{source} line 49"]
 
 
-def test_labels_in_every_row_are_classes(labelled_rows, source_of):
-    data = read_own_data(source_of(labelled_rows), MODALITIES)
-    assert data.labels == sorted(COLOURS)
-    assert data.described() == "48 images in 4 classes"
-
-
 def test_labels_need_one_in_every_row(labelled_rows, source_of):
     row_without_label = {**labelled_rows[1], "label": None, "text": "a red square"}
     data = read_own_data(source_of([*labelled_rows, row_without_label]), MODALITIES)

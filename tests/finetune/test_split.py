@@ -4,15 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
-from onepeace.finetune import groups
-from onepeace.finetune.groups import assign_groups, near_copies
+from onepeace.finetune import split as splitting
 from onepeace.finetune.own_data import OwnData
-from onepeace.finetune.report import note
-from onepeace.finetune.split import divide
+from onepeace.finetune.split import assign_groups, divide, near_copies
 
 TABLE = Path("/files/table.csv")
 KIND = ("image", "text")
@@ -54,7 +51,7 @@ def frames(num_videos, num_frames):
 
 @pytest.mark.parametrize("block", [2, 1024])
 def test_near_copies_are_pairs_with_a_cosine(monkeypatch, block):
-    monkeypatch.setattr(groups, "BLOCK", block)
+    monkeypatch.setattr(splitting, "BLOCK", block)
     vectors = np.eye(3)[[0, 1, 2, 0, 1]] + 0.01
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
@@ -63,26 +60,14 @@ def test_near_copies_are_pairs_with_a_cosine(monkeypatch, block):
 def test_near_copies_are_joined_through_others(monkeypatch):
     angles = np.radians([0, 20, 40, 90, 91, 150, *range(200, 334, 33)])  # 0 and 40 through 20
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {"image": 0.9})
-    monkeypatch.setattr(groups, "load", lambda *_, **__: None)
-    monkeypatch.setattr(groups, "encode", lambda *_: vectors)
+    monkeypatch.setattr(splitting, "NEAR_COPY_COSINE", {"image": 0.9})
+    monkeypatch.setattr(splitting, "load", lambda *_, **__: None)
+    monkeypatch.setattr(splitting, "encode", lambda *_: vectors)
 
     data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
 
     assert assign_groups(data, TABLE) == 8
     assert groups_of(data)[:6] == [0, 0, 0, 1, 1, 2]
-
-
-def test_near_copies_of_crops_by_the_real_vectors(samples, tmp_path):
-    for name in ("cat", "dog"):
-        picture = Image.open(samples / "images" / f"{name}.jpg")
-        picture.save(tmp_path / f"{name}.png")
-        width, height = picture.size
-        crop = picture.crop((4, 4, width - 4, height - 4))
-        crop.save(tmp_path / f"{name}-again.jpg", quality=70)
-    data = own_data(["cat.png", "dog.png", "cat-again.jpg", "dog-again.jpg"], tmp_path)
-    assert assign_groups(data, tmp_path) == 2
-    assert groups_of(data) == [0, 1, 0, 1]
 
 
 PATTERN = r"(\w+/video\d+)-"
@@ -107,15 +92,6 @@ def test_split_does_not_depend_on_order_and_folder():
     moved = own_data(reversed(names), "/moved")
     split_of_moved, _ = divide(moved, Path("/moved/table.csv"), PATTERN)
     assert files_of(split_of_moved) == files_of(split)
-
-
-@pytest.mark.usefixtures("no_near_copies")
-@pytest.mark.parametrize("pattern", [PATTERN, None])
-def test_words_for_groups_follow_the_pattern(pattern):
-    _, summary = divide(own_data(frames(10, 10)), TABLE, pattern)
-    words = f"{summary.described()} {note(summary)}"
-    assert ("--group" in words) == (pattern is not None)
-    assert ("near copies" in words) == (pattern is None)
 
 
 def test_pattern_compares_its_group_or_all_of_it():

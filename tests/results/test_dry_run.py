@@ -1,7 +1,5 @@
 """What the dry run computes without values, against steps of real tensors; the plan of the package, against it."""
 
-from dataclasses import replace
-
 import dry_run
 import pytest
 import torch
@@ -11,9 +9,9 @@ from trackers import PeakTracker, ShardedTracker
 
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import OnePeace
-from onepeace.plan.objective import synthetic_objective
+from onepeace.plan import step as plan_step
 from onepeace.plan.plan import make_plan
-from onepeace.plan.synthetic import largest_items, synthetic_batch
+from onepeace.plan.synthetic import largest_items, synthetic_batch, synthetic_objective
 from onepeace.train import parallel
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
@@ -27,8 +25,7 @@ def training_batch(recipe, model, config, processes):
     """As many items of the largest size as one process has."""
     (source,) = recipe.data.modalities
     items = largest_items(config, recipe.data.modalities[source], recipe.batch_size(source) // processes)
-    batch = synthetic_batch(recipe.data, recipe.mask, model.adapters, items)
-    return replace(batch, source=source).split(recipe.run.grad_cache_chunks, model.adapters)
+    return synthetic_batch(recipe, source, model, items).split(recipe.run.grad_cache_chunks, model.adapters)
 
 
 def make_stepper(recipe, model, modalities):
@@ -43,9 +40,7 @@ def make_stepper(recipe, model, modalities):
             if parameter.requires_grad:
                 average[name] = parameter.detach().clone()
     optimizer = build_optimizer(recipe, objective)
-    stepper = Stepper(recipe, objective, optimizer, average, CPU, bfloat16)
-    stepper.parallelized = objective
-    return stepper
+    return Stepper(recipe, objective, optimizer, average, CPU, bfloat16)
 
 
 def tracker_of(stepper, batch):
@@ -89,7 +84,7 @@ def attention_of_a_gpu(monkeypatch):
         value = F.pad(value, (0, query.shape[-1] - width))  # that of CUDA takes narrower values
         return kernel(query, key, value, attn_mask=attn_mask, scale=scale)[0][..., :width]
 
-    monkeypatch.setattr(dry_run, "efficient_attention", attend)
+    monkeypatch.setattr(plan_step, "efficient_attention", attend)
 
 
 @pytest.mark.usefixtures("attention_of_a_gpu")
@@ -103,7 +98,7 @@ def attention_of_a_gpu(monkeypatch):
 def test_memory_is_that_of_a_step_of_real_tensors(modality, processes, run):
     planned = planned_recipe(modality, **run)
     plan = dry_run.make_plan(planned, processes, per_machine=2)
-    with dry_run.as_first_of(processes), dry_run.as_on_a_gpu():
+    with dry_run.as_first_of(processes), plan_step.as_on_a_gpu():
         peak = peak_of_real_tensors(planned, processes)
     assert plan.step.memory.total() == pytest.approx(peak, rel=0.05)
 

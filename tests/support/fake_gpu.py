@@ -176,7 +176,7 @@ def check_step(stepper, batches):
         optimizer = build_optimizer(recipe, objective)
         fake = Stepper(recipe, objective, optimizer, average, fake_gpu(), bfloat16=True)
         result = fake(1, batches, learning_rate=0.1)
-        UnusableSteps(recipe).add(1, batches, result)
+        UnusableSteps(recipe.run.out).add(1, batches, result)
         Averages().add_step(result.losses, grad_norm=result.grad_norm)
 
 

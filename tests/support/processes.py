@@ -137,7 +137,7 @@ def spread_step(path, parts, **options):
         parallel.parallelize(objective, objective.model.sharding_units(), run, device)
         parallelized = objective
         if run.parallel == "ddp":
-            parallelized = parallel.replicate(objective, lambda: objective(batch)["loss"])
+            parallelized = parallel.replicate(objective)
 
         losses, _ = loss_and_gradients(parallelized, batch)
         parallel.free_gathered(objective)

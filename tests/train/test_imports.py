@@ -7,7 +7,6 @@ import yaml
 from support.processes import start, train
 from support.training import series
 
-from onepeace.cli import main
 from onepeace.config import to_plain
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension
@@ -93,9 +92,3 @@ def test_file_that_cannot_be_imported_is_one_line(tmp_path, name, content, messa
         import_extension(str(path))
 
     assert "\n" not in str(caught.value)
-
-
-def test_import_of_missing_file_is_wrong_usage(tmp_path, capsys):
-    assert main(["--import", str(tmp_path / "gone.py"), "info", "tiny"]) == 2
-
-    assert "gone.py: no such file" in capsys.readouterr().err

@@ -364,11 +364,12 @@ def poison(monkeypatch):
 
 
 @pytest.fixture
-def train_with_bad_steps(small_recipe, tmp_path):
+def train_with_bad_steps(small_recipe, tmp_path, monkeypatch):
     """Trains with a limit of bad steps in a row."""
 
     def train(limit):
-        run = {**RUN, "ema": 0.9, "save_every": 2, "max_bad_steps": limit}
+        monkeypatch.setattr("onepeace.train.step.MAX_UNUSABLE", limit)
+        run = {**RUN, "ema": 0.9, "save_every": 2}
         trainer.train(small_recipe(steps=7, run=run))
         return tmp_path
 

@@ -14,7 +14,6 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.model.stems.transformers import LanguageStem
-from onepeace.plan.plan import make_plan
 from onepeace.processors.tokenizer import from_transformers
 from onepeace.train import trainer
 
@@ -110,10 +109,6 @@ def text_recipe(encoder, root, out, **fields):
     )
 
 
-def test_plan_of_language_stem(encoder, root, tmp_path):
-    assert make_plan(text_recipe(encoder, root, tmp_path / "run")).flops_per_step > 0
-
-
 def test_model_folder_needs_no_encoder(encoder, root, tmp_path):
     folder = trainer.train(text_recipe(encoder, root, tmp_path / "run"))
     stem = encoder.stem(8, layers=2)
@@ -138,8 +133,3 @@ def test_encoder_of_sound_is_no_text_stem(tmp_path):
 
     with pytest.raises(ValueError, match="wav2vec2"):
         LanguageStem(8, str(tmp_path))
-
-
-def test_tokenizer_of_missing_encoder(tmp_path):
-    with pytest.raises(UserError, match="nothing cannot be loaded"):
-        from_transformers(str(tmp_path / "nothing"))

@@ -129,11 +129,6 @@ def test_missing_package_is_told_before_data_is_read(tmp_path, monkeypatch, name
     assert (caught.value.package, caught.value.extra) == (name, extra)
 
 
-def test_unknown_logger(small_recipe):
-    with pytest.raises(UserError, match=r"run\.loggers: 'tensorbord' .* tensorboard\?"):
-        make_config(small_recipe(run={"loggers": ["tensorbord"]}))
-
-
 def test_logger_that_cannot_start_is_one_line(small_recipe, monkeypatch):
     class Offline:
         def __init__(self, folder, step, recipe):

@@ -1,13 +1,11 @@
 """A recipe's adapters: what trains, a run that goes on, the merged model and the adapters alone, and the plan."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoints import read_newest
 from support.training import (
     MODEL,
     assert_resume_is_exact,
@@ -18,8 +16,8 @@ from support.training import (
 from torch import nn
 
 from onepeace.embed.embedder import load
-from onepeace.errors import MissingPackage, UserError
-from onepeace.plan.plan import make_plan, planned_model
+from onepeace.errors import UserError
+from onepeace.plan.plan import planned_model
 from onepeace.train import trainer
 from onepeace.train.model_config import make_config
 from onepeace.train.trainer import Trainer
@@ -111,17 +109,6 @@ def test_merged_model_differs_only_in_targets(before, after):
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
 
 
-def test_merged_weight_is_sum_of_product(before, after, out):
-    saved = read_newest(out)
-    weights = {name.removeprefix("model."): tensor for name, tensor in saved.model.items()}
-    weights.update(saved.ema)
-    layer = "blocks.1.ffn.image.down"
-
-    product = weights[f"{layer}.lora_B.default.weight"] @ weights[f"{layer}.lora_A.default.weight"]
-
-    torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + 32 / 4 * product)
-
-
 def test_adapters_alone_are_loaded_by_peft(base, out):
     embedder = load(base, device="cpu")
     before = embedder.encode_text(TEXTS)
@@ -198,36 +185,3 @@ def test_target_is_not_an_ending_of_longer_names(small_recipe):
 def test_mistakes_in_lora(small_recipe, adapting, fields, message):
     with pytest.raises(UserError, match=message):
         trainer.train(small_recipe(**adapting(**fields)))
-
-
-def test_lora_without_peft_writes_nothing(small_recipe, adapting, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-
-    with pytest.raises(MissingPackage) as caught:
-        trainer.train(small_recipe(**adapting()))
-
-    assert caught.value.extra == "lora"
-    assert not (tmp_path / "tokenizer.json").exists()
-
-
-def num_bytes(tensors):
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def test_plan_counts_lora(small_recipe, adapting, base):
-    recipe = small_recipe(**adapting(steps=2, run={"ema": 0.9}))
-    run = Trainer(recipe, CPU)
-    run.take_steps()
-
-    plan = make_plan(recipe)
-
-    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    states = [tensor for state in run.stepper.optimizer.state.values() for tensor in state.values()]
-    memory = plan.step.memory
-    assert plan.trained == sum(parameter.numel() for parameter in trained)
-    assert memory["parameters"] == num_bytes(run.model.parameters())
-    assert memory["optimizer"] == num_bytes(states)
-    without_average = make_plan(small_recipe(**adapting(steps=2))).step.memory
-    assert memory["other"] - without_average["other"] == num_bytes(run.average.values())
-    plain = small_recipe(steps=2, run={"batch_size": 8}, model={"from": str(base)})
-    assert memory["activations"] < make_plan(plain).step.memory["activations"]

@@ -8,14 +8,14 @@ import torch
 from filelock import FileLock
 from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
-from support.small_shards import COLOURS, write_shards
+from support.small_shards import write_shards
 from support.training import DENOISING, assert_same_weights, logged, make_recipe
 from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
 from onepeace.files import atomic
-from onepeace.train import parallel, teachers
+from onepeace.train import parallel
 from onepeace.train.checkpoint import folders, step_of
 
 # A step
@@ -46,16 +46,6 @@ def test_accumulation_equals_big_batch(alone, parts, max_padding):
     assert len(losses) == 7
     assert_near(losses, alone[0])
     assert_near(gradients, alone[1])
-
-
-@torch.no_grad()
-def test_padding_of_parts_is_at_most_that_of_whole_batch():
-    objective = make_objective(max_padding=1.0)
-
-    whole = objective(whole_batch())["padding"]
-    parts = objective(whole_batch().split(3, objective.model.adapters))["padding"]
-
-    assert 0 < parts <= whole < 1
 
 
 @pytest.mark.parametrize(
@@ -252,32 +242,3 @@ def test_resume_with_other_world_sizes_has_same_state(respread):
         moments = cut.optimizer[name]
         assert moments["step"] == expected["step"] == 8
         assert torch.allclose(moments["exp_avg"], expected["exp_avg"], rtol=1e-2, atol=1e-5), name
-
-
-def train_with_teacher(path, notes):
-    """A run whose teacher notes which process asked it about how many pictures."""
-
-    def encode(pictures):
-        with notes.open("a") as file:
-            file.write(f"{parallel.rank()} {len(pictures)}\n")
-        return torch.ones(len(pictures), 1)
-
-    teachers.TEACHERS["constant"] = lambda name, modality, output: encode
-    train(path, [])
-
-
-def test_first_process_asks_teacher_for_all(small_recipe, tmp_path, monkeypatch):
-    monkeypatch.setitem(teachers.TEACHERS, "constant", None)  # known here by name alone
-    teacher = {"library": "constant", "name": ""}
-    objective = {"contrastive": {}, "distillation/image": {"teacher": teacher}}
-    write_config(small_recipe("run", steps=1, objective=objective), tmp_path / "recipe.yaml")
-    notes = tmp_path / "notes"
-
-    start(2, train_with_teacher, tmp_path / "recipe.yaml", notes)
-
-    num_pictures = 0
-    for line in notes.read_text().splitlines():
-        rank, count = line.split()
-        assert rank == "0"
-        num_pictures += int(count)
-    assert num_pictures == 12 * len(COLOURS)

@@ -133,14 +133,6 @@ def test_base_is_merged_field_by_field(child):
     assert len(recipe.data.train) == 1
 
 
-def test_base_of_base_is_refused(child):
-    grandchild = child.parent / "grandchild.yaml"
-    grandchild.write_text("base: child.yaml\n")
-
-    with pytest.raises(UserError, match=r"child\.yaml has a base"):
-        read_recipe(grandchild)
-
-
 # Mistakes
 
 
@@ -148,47 +140,35 @@ def test_base_of_base_is_refused(child):
     ("override", "message"),
     [
         ("optim.lrr=1", r"full\.yaml: optim\.lrr .* optim\.lr\?"),
-        ("data.train.0.wieght=1", r"data\.train\[0\]\.wieght .* data\.train\[0\]\.weight\?"),
         ("mask.text.unit=words", "'words' .* word, patch, span"),
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
-        ("run.batch_size=0", r"run\.batch_size is 0"),
         (
             "data.train=[{shards: a, pair: [image, text], targets: [label]}, {shards: b, pair: [image, text]}]",
             r"sources of image\+text have targets",
         ),
-        ("data.train.0.pair=[image, image]", "different modalities"),
-        ("data.train=[]", r"data\.train is empty"),
         (
             'data.train=[{shards: "a/*.tar", pair: [audio, text], targets: [label]}]',
             r"data\.augment mixes .* audio\+text",
         ),
         ("data.augment.image.zoom=2", "zoom is not a field"),
-        ("data.templates.image=[a photo]", r"'a photo' should contain"),
         ("data.token_dropout.image=1.5", r"data\.token_dropout\.image is 1\.5"),
         ("optim.betas=[0.9]", r"optim\.betas .* 2 values"),
         ("optim.name=muonn", r"optim\.name 'muonn' .* muon\?"),
         ("optim={name: lion, eps: 1e-8}", r"optim\.eps .* lion; it has params, lr, betas"),
         ("optim={name: muon, options: {momentun: 0.9}}", r"optim\.options\.momentun .* muon"),
-        ("optim={name: muon, options: {lr: 0.9}}", r"optim\.options\.lr .* muon"),
-        ("optim.options.amsgrad=true", r"optim\.options\.amsgrad"),
         ("schedule.decay_ratio=0.1", r"schedule\.decay_ratio .* wsd, .* cosine"),
-        ("schedule={steps: 10, name: wsd, decay_ratio: 0.1, decay_steps: 1}", "decay_ratio say the same"),
-        ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_steps: 5}", "warm-up of 6 steps and a decay of 5"),
-        ("schedule={steps: 10, warmup_steps: 11}", r"schedule\.warmup_steps 11 .* schedule\.steps 10"),
+        ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_ratio: 0.5}", "warm-up of 6 steps and a decay of 5"),
+        ("schedule={steps: 10, warmup_steps: 11}", r"warm-up of 11 steps .* 10 steps"),
         ("run.shard=4", r"run\.shard 4 .* fsdp, .* ddp"),
         ("run.keep_gathered=false", r"run\.keep_gathered .* fsdp, .* ddp"),
         ("optim.lr=-1e-3", r"optim\.lr is -0\.001"),
         ("run.ema=1", r"run\.ema is 1\.0"),
-        ("objective=[]", "objective is empty"),
         ("objective=[{term: contrastiv}]", r"objective\.0\.term 'contrastiv' .* contrastive"),
         ("objective=[{term: contrastive}, {term: contrastive}]", "two terms .* contrastive"),
         ("objective.contrastiv.weight=1", r"objective\.contrastiv.* contrastive"),
         ("objective.contrastive.name=a.b", "contains a dot"),
-        ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth .* weight"),
-        ("objective.contrastive.weight=much", r"objective\.contrastive: weight .* float, not 'much'"),
         ("objective.contrastive.weight=.nan", "weight is nan"),
         ("objective=[{term: distillation, on: [image]}]", r"objective\.distillation: teacher is missing"),
-        ("evaluate={sets: [flickr8k]}", r"evaluate\.recipe is missing"),
         ("data.train.7.weight=1", "7 is neither an index below 2"),
         ("optim.lr.x=1", "lr is a value"),
         ("optim.lr", r"a\.b=value"),
@@ -215,12 +195,6 @@ def test_merged_key_may_be_replaced(tmp_path):
     path.write_text("a: &a {out: x, seed: 1}\nb: &b {<<: *a, out: y}\nc: {<<: *b, out: z}\n")
 
     assert read_yaml(path)["c"] == {"out": "z", "seed": 1}
-
-
-def test_missing_recipe_is_named_once(tmp_path):
-    with pytest.raises(UserError) as caught:
-        read_recipe(tmp_path / "nope.yaml")
-    assert str(caught.value).count("nope.yaml") == 1
 
 
 # Resuming
@@ -273,7 +247,7 @@ def test_resume_of_older_version(full):
     saved = yaml.safe_load(to_yaml(read_recipe(full)))
     saved["data"]["valid"] = []  # a field that is gone
     del saved["optim"]["groups"]
-    del saved["run"]["max_bad_steps"]
+    del saved["run"]["max_padding"]
     del saved["objective"][0]["multi_positive"]
 
     check_same(yaml.safe_dump(saved), read_recipe(full), Path("runs/x"), step=5)

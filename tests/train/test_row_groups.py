@@ -43,11 +43,3 @@ def test_sharded_groups_have_sizes_of_any_lengths(count, seed, other_seed):
 
     assert_each_row_once(first, count)
     assert [len(rows) for rows in first] == [len(rows) for rows in second]
-
-
-def test_sharded_groups_save_padding():
-    lengths = np.array([[10, 1, 10, 1]])
-
-    row_groups = groups.in_equal_parts(lengths, 2)
-
-    assert groups.padded_tokens(lengths, row_groups) == lengths.sum()

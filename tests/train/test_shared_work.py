@@ -54,7 +54,7 @@ def test_processes_share_stem_features(root, tmp_path, monkeypatch):
     notes = tmp_path / "notes"
     notes.mkdir()
 
-    overrides = [f"run.out={tmp_path / 'shared'}", "run.parallel=fsdp"]
+    overrides = [f"run.out={tmp_path / 'shared'}"]
     start(2, train_and_note, tmp_path / "recipe.yaml", overrides, notes)
     monkeypatch.setattr(frozen, "PART", PART)
     trainer.train(recipe)

@@ -1,6 +1,5 @@
 """Features of frozen stems, computed once: a run reads them in place of its items."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,16 +93,6 @@ def test_damaged_part_is_computed_again(stems, loaded, position):
     assert stems.part_names() == part_names
 
 
-def test_refused_run_computes_no_features(stems, tmp_path):
-    stems.losses("first")
-    folders = list(stems.folder.iterdir())
-
-    with pytest.raises(UserError, match=r"another data\.stem_views"):
-        Trainer(stems.recipe("first", views=3), CPU)
-
-    assert list(stems.folder.iterdir()) == folders
-
-
 @pytest.fixture(scope="module")
 def mixed_run(root, tmp_path_factory):
     """A run whose sounds have three views, each with a second sound mixed in."""
@@ -149,18 +138,6 @@ def test_run_over_less_data_shares_folder(mixed_run):
     assert set(partners) <= few_items.keys()
 
 
-def test_folder_made_anew_is_read_anew(tmp_path):
-    for value in (1, 2):
-        features = np.full((2, 3), value, np.float16)
-        outputs = [Output("a", features)]
-        cache = FrozenCache(tmp_path / "frozen", {"a": None})
-
-        compute_missing(cache, lambda names, outputs=outputs: outputs, 8)
-
-        assert np.array_equal(cache.read(cache.places["a"][0]), features)
-        shutil.rmtree(tmp_path / "frozen")
-
-
 def test_outputs_of_changed_shard_are_not_used(tmp_path):
     shard = tmp_path / "pairs-00000.tar"
     for size in (1, 2):
@@ -197,6 +174,7 @@ def test_different_items_of_one_name_are_refused():
     [
         ({"image": 1}, {"freeze": []}, r"data\.stem_views\.image: .* add adapters\.image\.stem"),
         ({"text": 1}, {}, r"data\.stem_views\.text"),
+        ({"image": 1}, {"run": {"parallel": "fsdp"}}, r"data\.stem_views .* ddp"),
     ],
 )
 def test_mistakes_in_stem_views(root, tmp_path, views, fields, message):

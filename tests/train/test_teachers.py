@@ -1,6 +1,5 @@
 """Teachers of other libraries: their own vectors, of each item alone, from their own preprocessing."""
 
-import math
 import tarfile
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 from support import outside_models
-from support.training import MODEL, make_recipe, series
+from support.training import MODEL, make_recipe
 from torch.nn import functional
 
 from onepeace.data.sample import Sample
@@ -202,14 +201,6 @@ def distilled(root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("term", ["distillation/image", "distillation/audio"])
-def test_distillation_in_every_step(distilled, term):
-    first, second = series(distilled / "run", term)
-
-    assert 0 < first < math.inf
-    assert 0 < second < math.inf
-
-
 def sounds_in(shard):
     """Bytes of each, by name."""
     files = {}
@@ -258,23 +249,3 @@ def test_item_that_cannot_be_decoded_has_no_features(text_table, tmp_path, caplo
     expected = make_teacher(tmp_path / "clap", "text")(["low", "high"])
     assert_stored(table, ["low", "high"], expected)
     assert "broken 2 cannot be decoded" in caplog.text
-
-
-def test_stored_features_are_in_order_of_items(text_table):
-    table = text_table("low", "high")
-
-    reversed_table = text_table("high", "low", read=pytest.fail)
-
-    assert torch.equal(reversed_table.features, table.features.flip(0))
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], "no item of the data"),
-        (["broken 1"], "can be decoded"),
-    ],
-)
-def test_teacher_without_items_is_an_error(text_table, names, message):
-    with pytest.raises(UserError, match=message):
-        text_table(*names)

@@ -18,10 +18,9 @@ from benchmarks.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
-from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import planned_config, planned_model
 from onepeace.plan.step import measure_step
-from onepeace.plan.synthetic import SAMPLE_RATE, largest_items, synthetic_batch
+from onepeace.plan.synthetic import SAMPLE_RATE, largest_items, synthetic_batch, synthetic_objective
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective
@@ -57,8 +56,7 @@ class StepPair:
         generator = torch.Generator().manual_seed(0)
         modalities = recipe.data.modalities[source]
         inputs = inputs_of_many_lengths(self.config, modalities, recipe.batch_size(source), generator)
-        batch = synthetic_batch(recipe.data, recipe.mask, self.model.adapters, inputs)
-        batch = replace(batch, source=source)
+        batch = synthetic_batch(recipe, source, self.model, inputs)
         self.batch = batch.split(recipe.run.grad_cache_chunks, self.model.adapters)
         self.moved = self.batch.to(device)
         self.model.to(device)
