@@ -10,7 +10,6 @@ attention are frozen, and only the new branch is trained: here on made-up readin
 import argparse
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -57,10 +56,6 @@ class MotionProcessor(Processor):
 
     key = "motion"
     suffixes = frozenset({".imu"})
-
-    @classmethod
-    def matches(cls, item: object) -> bool:
-        return isinstance(item, str | os.PathLike) and source.suffix(item) in cls.suffixes
 
     def decode(self, item: object) -> Tensor:
         data = source.read_bytes(item)

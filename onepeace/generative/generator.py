@@ -30,6 +30,7 @@ from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import build_without_values
 from onepeace.model import Encoder, Trained
 from onepeace.processors.processor import Processor
+from onepeace.processors.registry import modality_of
 from onepeace.processors.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -210,11 +211,7 @@ def _by_modality(item: object, processors: Mapping[str, Processor]) -> Mapping[s
     values = composed(item)
     if values is not None:
         return values
-    for modality, processor in processors.items():
-        if processor.matches(item):
-            return {modality: item}
-    first_modality = next(iter(processors))
-    return {first_modality: item}
+    return {modality_of(item, processors) or next(iter(processors)): item}
 
 
 def _with_texts(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:

@@ -6,7 +6,6 @@ window at a time. Every window is normalised on its own, so it depends on nothin
 
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator
 from typing import ClassVar
@@ -62,16 +61,8 @@ class AudioProcessor(Processor):
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        if source.suffix(item) in cls.suffixes:
-            return True
         if isinstance(item, (bytes, bytearray, memoryview)):
             return SIGNATURE.match(item) is not None
-        if isinstance(item, os.PathLike):
-            try:
-                with open(source.local_path(item), "rb") as file:
-                    return SIGNATURE.match(file.read(16)) is not None
-            except (OSError, UserError):
-                return False
         return isinstance(item, tuple) or (isinstance(item, dict) and "array" in item)
 
     def decode(self, item: object) -> Tensor:

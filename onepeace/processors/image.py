@@ -5,7 +5,6 @@ Opening (`load`) and scaling (`finish`) are separate steps, so that training can
 
 import io
 import math
-import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
@@ -93,12 +92,8 @@ class ImageProcessor(Processor):
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        if isinstance(item, (str, os.PathLike)) and source.suffix(item):
-            return source.suffix(item) in cls.suffixes
         if isinstance(item, (bytes, bytearray, memoryview)):
             return looks_like_picture(io.BytesIO(item))
-        if isinstance(item, os.PathLike):
-            return _begins_like_picture(item)
         if isinstance(item, Tensor):
             return item.ndim == 3 and item.shape[0] in CHANNELS
         if isinstance(item, np.ndarray):
@@ -190,15 +185,6 @@ class ImageProcessor(Processor):
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise UserError(f"the picture cannot be decoded ({one_line(error)})", where=name) from error
-
-
-def _begins_like_picture(path: os.PathLike[str]) -> bool:
-    """Whether the first bytes of a file are those of a picture."""
-    try:
-        with open(source.local_path(path), "rb") as file:
-            return looks_like_picture(file)
-    except (OSError, UserError):
-        return False
 
 
 def _on_white(image: "Image.Image") -> "Image.Image":

@@ -59,8 +59,8 @@ class Processor:
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        """Whether `item` looks like this modality, by type, file ending or first bytes; nothing is decoded."""
-        raise NotImplementedError
+        """Whether a value looks like this modality, by its type or first bytes; paths are also told by `suffixes`."""
+        return False
 
     def decode(self, item: object) -> Tensor:
         """One item as the tensor the model reads, without a batch dimension."""

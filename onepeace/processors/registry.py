@@ -5,13 +5,15 @@ from collections.abc import Collection, Mapping
 
 from onepeace.errors import UserError
 from onepeace.extensions import HINT
-from onepeace.files.source import describe, suffix
+from onepeace.files.source import describe, local_path, suffix
 from onepeace.processors.audio import AudioProcessor
 from onepeace.processors.image import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.text import TextProcessor
 from onepeace.processors.video import VideoProcessor
 
+HEAD = 1 << 16
+"""Bytes of a file that tell its modality."""
 # The order is the order of guessing: any string can be a text, so text comes last.
 PROCESSORS: dict[str, type[Processor]] = {
     "image": ImageProcessor,
@@ -40,9 +42,11 @@ def guess(item: object, modalities: Collection[str]) -> str:
     ending, a value that matches no modality, and a modality that is not in `modalities`. A video counts as its sound,
     unless the model reads frames and no sound.
     """
-    modality = _by_ending(item) or _first_match(item, guessed())
+    modality = modality_of(item, guessed())
     if modality not in modalities:
-        modality = _first_match(item, _not_guessed(modalities)) or modality
+        # Those that are not guessed unless a model reads nothing else.
+        others = {key: entry for key, entry in PROCESSORS.items() if key in modalities and not entry.guessed}
+        modality = modality_of(item, others) or modality
     if modality is None:
         raise UserError(
             f"cannot tell whether this is {' or '.join(guessed())}; say so by calling the function of that modality",
@@ -53,35 +57,31 @@ def guess(item: object, modalities: Collection[str]) -> str:
     return modality
 
 
-def _by_ending(item: object) -> str | None:
-    """The modality of a path by its ending, which decides before its bytes do: a text may begin with "ID3"."""
-    if not isinstance(item, os.PathLike):
-        return None
-    ending = suffix(item)
-    for modality, processor in guessed().items():
-        if ending in processor.suffixes:
-            return modality
-    return None
-
-
-def _not_guessed(modalities: Collection[str]) -> dict[str, type[Processor]]:
-    """Those of these modalities that are not guessed unless a model reads nothing else."""
-    return {key: processor for key, processor in PROCESSORS.items() if key in modalities and not processor.guessed}
-
-
-def _first_match(item: object, processors: Mapping[str, type[Processor]]) -> str | None:
-    """The first modality whose processor takes an item for its own."""
+def modality_of(item: object, processors: Mapping[str, type[Processor] | Processor]) -> str | None:
+    """The first modality whose endings a path or address has, or else whose processor takes the value, or the first
+    bytes of the file, for its own. The ending decides before the bytes: a text may begin with "ID3"."""
+    if isinstance(item, str | os.PathLike):
+        ending = suffix(item)
+        for modality, processor in processors.items():
+            # A string with the ending of a text is that text, unless it is an address.
+            if ending in processor.suffixes and (modality != "text" or isinstance(item, os.PathLike)):
+                return modality
+    content = _first_bytes(item) if isinstance(item, os.PathLike) else item
     for modality, processor in processors.items():
-        if processor.matches(item):
+        if processor.matches(content):
             return modality
     return None
 
 
 def sniff(path: os.PathLike[str]) -> str | None:
     """The modality of a file by its first bytes, regardless of its ending; None if unknown."""
+    return modality_of(_first_bytes(path), guessed())
+
+
+def _first_bytes(path: os.PathLike[str]) -> bytes:
+    """The beginning of a file; empty if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 16)
-    except OSError:
-        return None
-    return _first_match(head, guessed())
+        with open(local_path(path), "rb") as file:
+            return file.read(HEAD)
+    except (OSError, UserError):
+        return b""

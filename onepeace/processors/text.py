@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
-from onepeace.files.source import MAX_TEXT_BYTES, decode_text, describe, read_bytes, scheme, suffix
+from onepeace.files.source import MAX_TEXT_BYTES, decode_text, describe, read_bytes, scheme
 from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
@@ -23,8 +23,6 @@ class TextReader(Processor):
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        if isinstance(item, os.PathLike):
-            return suffix(item) in cls.suffixes
         return isinstance(item, str) and scheme(item) is None  # a URL is not a text
 
     def load(self, item: object) -> str:

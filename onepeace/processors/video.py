@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.files import source, video
+from onepeace.processors.audio import SIGNATURE
 from onepeace.processors.image import ImageProcessor
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class VideoProcessor(ImageProcessor):
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        if isinstance(item, str | os.PathLike):
-            return source.suffix(item) in cls.suffixes
-        return isinstance(item, bytes)
+        return isinstance(item, bytes) and SIGNATURE.match(item) is not None
 
     def decode(self, item: object) -> Tensor:
         """(T, 3, height, width) float32 of the clip in the middle."""

@@ -19,6 +19,7 @@ WAV = encoded_sound(noise(30_000))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+@pytest.mark.parametrize("name", ["file", "file.xyz"])
 @pytest.mark.parametrize(
     ("key", "content"),
     [
@@ -126,6 +127,7 @@ def test_guess_of_texts(item):
         None,
         b"hello",
         "https://example.org/page",
+        "https://example.org/a.txt",
         "data:image/png;base64,AAAA",
         np.zeros(9),
         np.zeros((4, 4, 3), np.float32),
@@ -149,13 +151,13 @@ def test_guess_names_what_the_model_reads():
         ("audio", encoded_sound(noise(30_000), form="OGG", subtype="VORBIS")),
     ],
 )
-def test_guess_looks_into_a_file_without_ending(tmp_path, key, content):
-    path = tmp_path / "file"
+def test_guess_looks_into_a_file_without_a_known_ending(tmp_path, key, content, name):
+    path = tmp_path / name
     path.write_bytes(content)
     assert guess(path, [key]) == key
 
     path.write_text("hello")
-    with pytest.raises(UserError, match="file: cannot tell"):
+    with pytest.raises(UserError, match=f"{name}: cannot tell"):
         guess(path, [key])
 
 
