@@ -18,7 +18,6 @@ SHORTEST = 4
 SHORTEST_MISSPELT = 5
 SHORTEST_STEM = 3
 ENDINGS = ("s", "es", "ed", "ing", "er", "ers", "y", "ly", "ment", "ness", "less", "able")
-BEGINNINGS = ("un", "re", "over")
 SPACE = "\u0120"
 """What stands for the space before a word in the tokens of a byte-level tokenizer."""
 
@@ -123,7 +122,7 @@ def _is_looked_up(word: str) -> bool:
 
 
 def _is_inflected(word: str, vocabulary: Vocabulary, depth: int = 2) -> bool:
-    """Whether a word is whole, or a whole one with endings or beginnings: donkeys, unfinished."""
+    """Whether a word is whole, or a whole one with endings: donkeys."""
     if word in vocabulary:
         return True
     if depth == 0:
@@ -132,7 +131,7 @@ def _is_inflected(word: str, vocabulary: Vocabulary, depth: int = 2) -> bool:
 
 
 def _stems(word: str) -> Iterator[str]:
-    """What a word may be made of by one ending or beginning."""
+    """What a word may be made of by one ending."""
     for ending in ENDINGS:
         stem = word.removesuffix(ending)
         if stem != word and len(stem) >= SHORTEST_STEM:
@@ -142,9 +141,6 @@ def _stems(word: str) -> Iterator[str]:
                 yield stem[:-1]
             if stem.endswith("i"):
                 yield f"{stem[:-1]}y"
-    for beginning in BEGINNINGS:
-        if word.startswith(beginning):
-            yield word.removeprefix(beginning)
 
 
 def _is_compound(word: str, vocabulary: Vocabulary) -> bool:

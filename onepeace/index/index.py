@@ -34,17 +34,13 @@ if TYPE_CHECKING:
 
 CACHED_MASKS = 16
 """Number of filters whose masks are cached."""
+OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of")
+"""Cached properties that are computed from the vectors."""
+OF_MODEL = ("embedder", "text_branch", "_vocabulary")
+"""Those that depend on the model, and are dropped when the index has been built anew with another one."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class of_vectors(cached_property[T]):
-    """A cached property computed from the vectors; `Index.drop_cached` drops all that are declared by it."""
-
-
-class of_model(cached_property[T]):
-    """A cached property that depends on the model; dropped when the index has been built anew with another one."""
 
 
 def of_one_state(method: "Callable[Concatenate[Index, P], T]") -> "Callable[Concatenate[Index, P], T]":
@@ -149,14 +145,12 @@ class Index:
                 self.drop_cached()
                 register(self.store.connection, self.roots())
             if self.model_hash != self._made_with:
-                self._follow_model()
+                if self._model is not None:
+                    remedy = f"built anew with another model, {self.model}; open it with that one"
+                    raise UserError(remedy, where=self.folder)
+                self._drop(OF_MODEL)
+                self._made_with = self.model_hash
             yield has_changed
-
-    def _follow_model(self) -> None:
-        if self._model is not None:
-            raise UserError(f"built anew with another model, {self.model}; open it with that one", where=self.folder)
-        self._drop_cached(of_model)
-        self._made_with = self.model_hash
 
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
@@ -252,7 +246,7 @@ class Index:
         sums /= np.maximum(lengths, 1e-12)
         return [items[file_id] for file_id in ids.tolist()], sums
 
-    @of_model
+    @cached_property
     def embedder(self) -> "Embedder":
         """The model of the index; loaded on first use."""
         from onepeace.embed.embedder import load
@@ -264,19 +258,19 @@ class Index:
         status(f"loading the model {name} ...")
         return load(name, device=self._device, dtype=self._dtype)
 
-    @of_vectors
+    @cached_property
     def matrix(self) -> Matrix:
         """All vectors."""
         with self.reading():
             return Matrix(self.store)
 
-    @of_vectors
+    @cached_property
     def banks(self) -> Banks:
         """The unrelated queries, which define the scale of the scores and the match."""
         with self.reading():
             return banks_of(self.store)
 
-    @of_vectors
+    @cached_property
     def service(self) -> Any:
         """Vector database for nearest-neighbour search (vectors.py), if any."""
         address = self.store.meta["store"]
@@ -285,21 +279,21 @@ class Index:
         open_store = plugin(address, "open_store")
         return open_store(address, self.store, self.matrix)
 
-    @of_model
+    @cached_property
     def text_branch(self) -> "TextBranch | None":
         """Text branch that encodes text queries without the model, if it exists."""
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)
 
-    @of_model
+    @cached_property
     def _vocabulary(self) -> Vocabulary:
         """The whole words of the tokenizer that encodes texts; empty for an encoder of others."""
         pieces = self.text_branch or self.embedder.processors.get("text")
         tokenizer = getattr(pieces, "tokenizer", None)
         return {} if tokenizer is None else whole_words(tokenizer)
 
-    @of_vectors
+    @cached_property
     def _cached_mask_of(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], Allowed]":
         """A function: `mask_of` these vectors, which remembers the last masks."""
         return lru_cache(CACHED_MASKS)(partial(mask_of, self.store, self.matrix))
@@ -364,13 +358,11 @@ class Index:
         service = self.__dict__.get("service")  # without opening it
         if service is not None:
             service.close()
-        self._drop_cached(of_vectors)
+        self._drop(OF_VECTORS)
 
-    def _drop_cached(self, declared_by: type[cached_property[Any]]) -> None:
-        """Drop the values of all cached properties of a type."""
-        for name, attribute in vars(Index).items():
-            if isinstance(attribute, declared_by):
-                self.__dict__.pop(name, None)
+    def _drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.__dict__.pop(name, None)
 
 
 def _embedded(where: str | None) -> Condition:

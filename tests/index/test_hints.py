@@ -44,7 +44,7 @@ def test_typo_gets_the_word_that_is_meant(hints_of, typed, meant):
     [
         "an elephant",
         "IMG_2034 dscn0042.jpg 12th",
-        "unfinished streetlamps",
+        "finishers streetlamps",
         "affenpinscher",
         "Marija",
         "Björn",
