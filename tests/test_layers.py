@@ -54,6 +54,13 @@ COSTLY = {
 }
 """Imported inside the function that uses them, never at the top of a module."""
 
+SINCE_3_11 = {
+    *("typing.Self", "typing.Never", "typing.LiteralString", "typing.Required", "typing.NotRequired", "typing.Unpack"),
+    *("typing.assert_never", "typing.override", "enum.StrEnum", "datetime.UTC", "itertools.batched"),
+    *("contextlib.chdir", "hashlib.file_digest", "asyncio.TaskGroup", "asyncio.timeout", "tomllib"),
+}
+"""Not in Python 3.10, on which the package is to run as well."""
+
 
 def name_of(file: Path) -> str:
     """Dotted name inside the package; "" for its __init__."""
@@ -192,6 +199,11 @@ def test_first_module_imports_no_torch(name):
     present = [file for file in files if file.exists()]
     assert present
     assert not any("torch" in packages_at_top(file) for file in present)
+
+
+def test_nothing_is_imported_that_the_oldest_python_lacks():
+    wrong = {name_of(file): sorted(imports(file) & SINCE_3_11) for file in FILES}
+    assert not {file: names for file, names in wrong.items() if names}
 
 
 def test_costly_packages_are_imported_where_they_are_used():

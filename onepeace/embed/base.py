@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import NoReturn, Self, cast
+from typing import NoReturn, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -12,6 +12,8 @@ from onepeace.hub.resolve import Identity
 from onepeace.model import INITIAL_SCALE, Embeds, Encoder
 from onepeace.processors.processor import Processor
 from onepeace.threads import num_workers
+
+Loaded = TypeVar("Loaded", bound="LoadedModel")
 
 
 class LoadedModel:
@@ -31,7 +33,7 @@ class LoadedModel:
         self.device = parameter.device
         self.dtype = parameter.dtype
 
-    def eval(self) -> "Self":
+    def eval(self: Loaded) -> Loaded:
         """Set the module to evaluation mode, as it is when it is loaded."""
         self.module.eval()
         return self
