@@ -181,13 +181,6 @@ def test_kept_index_without_a_folder_that_is_removed(words, search):
     assert search(words).names == ALL - PART
 
 
-def test_kept_index_is_deleted_without_its_files(words, search):
-    delete(search(words).folder)
-
-    assert kept() == {}
-    assert (words / "b.txt").is_file()
-
-
 def test_small_indexes_that_were_used_last_are_kept(words, search, monkeypatch):
     monkeypatch.setattr(cache, "MOST_SMALL", 2)
     first = search(words / "a.txt").folder

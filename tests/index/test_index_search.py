@@ -353,15 +353,12 @@ def test_order_is_by_likelihood_then_by_match_and_of_weak_ones_by_z(fill, monkey
     [
         ({}, "nothing"),
         ({"text": " "}, "text is ' '"),
-        ({"text": 7}, "text is 7"),
         ({"without": "people"}, "nothing"),
         ({"like": ["/p/a.jpg", "/p/b.jpg"]}, "cancel"),
         ({"like": "/p/none.jpg"}, "/p/none.jpg"),
-        ({"vector": np.zeros(WIDTH)}, "not all 0"),
         ({"vector": np.ones(WIDTH + 1)}, r"\(9,\)"),
         ({"text": "a", "weights": {"txt": 1.0}}, "weight of txt"),
         ({"text": "a", "weights": {"vector": 2.0}}, "vector"),
-        ({"text": "a", "weights": {"text": 10**400}}, "weight of text"),
         ({"text": "a", "weights": {"text": float("nan")}}, "weight of text"),
     ],
 )
@@ -377,7 +374,6 @@ def test_query_that_cannot_be_searched_for(fill, query, word):
     [
         ({"only": ["pictur"]}, "picture"),
         ({"sort": "dat"}, "'dat'"),
-        ({"rank": "best"}, "'best'"),
         ({"top": 2.5}, r"2\.5"),
         ({"min_match": float("nan")}, "nan"),
         ({"where": "widht > 3"}, "width"),

@@ -119,8 +119,8 @@ def test_words_of_a_query(query, words):
 
 @pytest.mark.parametrize(
     "query",
-    ['"', '"quoted', "NEAR(quoted minus)", "quoted NOT", "name:quoted", "-minus", "{name} : x", "quoted*", "^quoted",
-     "\0quoted", "\ud800", "a.jpg" * 190, "😀", "'; DROP TABLE files", "(" * 900, "quoted + elephant", "O'Neill"],
+    ['"', '"quoted', "NEAR(quoted minus)", "name:quoted", "-minus", "{name} : x", "quoted*", "\0quoted", "\ud800", "😀",
+     "'; DROP TABLE files", "(" * 900],
 )  # fmt: skip
 def test_nothing_in_a_query_is_an_operator(folder, query):
     is_word = query == "-minus" or query.strip('"^*\0') == "quoted"
