@@ -327,25 +327,18 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
 def create_store(folder: Path, model: Model) -> Store:
     """New, empty index of a model."""
     from onepeace import __version__
-
-    entries = identity(model)
-    embed_dim, modalities = _shape_of(model)
-    entries |= {
-        "made_by": f"onepeace {__version__}",
-        "modalities": " ".join(modalities),
-    }
-    return Store.create(folder, embed_dim, entries)
-
-
-def _shape_of(model: Model) -> tuple[int, list[str]]:
-    """Dimension of the vectors of a model, and the modalities that have vectors."""
-    if not is_name(model):
-        return model.embed_dim, list(model.modalities_with_vectors)
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
-    config = read_config(resolve(model)).model
-    return config.embed_dim, [modality for modality in config.adapters if modality in config.projections]
+    if is_name(model):
+        config = read_config(resolve(model)).model
+        embed_dim = config.embed_dim
+        modalities = [modality for modality in config.adapters if modality in config.projections]
+    else:
+        embed_dim = model.embed_dim
+        modalities = list(model.modalities_with_vectors)
+    about = {"made_by": f"onepeace {__version__}", "modalities": " ".join(modalities)}
+    return Store.create(folder, embed_dim, {**identity(model), **about})
 
 
 def _delete_index(folder: Path) -> None:

@@ -149,13 +149,6 @@ def test_size_of_a_turned_video():
     assert description.height == 160
 
 
-def test_video_without_pictures_has_the_length_of_its_sound():
-    pytest.importorskip("av")
-    description = describe_media(media("sound.mp4", SOUND, "-c:a aac"), "video")
-
-    assert description == Description(duration=pytest.approx(SECONDS, abs=0.1))
-
-
 # Broken files
 
 MODALITIES = ["image", "audio", "video", "text"]

@@ -76,11 +76,6 @@ def _no_proxy(monkeypatch):
 # Values and paths
 
 
-@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
-def test_bytes_are_read(make):
-    assert source.read_bytes(make(b"content")) == b"content"
-
-
 def test_path_is_read(tmp_path):
     path = tmp_path / "a b.bin"
     path.write_bytes(b"content")
