@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -85,15 +85,7 @@ def decoding(name: str, failed: str) -> Iterator[None]:
         raise UserError(f"{failed} ({reason_of(error)})", where=name) from error
 
 
-@overload
-def choose(container: "InputContainer", stream_type: Literal["audio"]) -> "AudioStream | None": ...
-
-
-@overload
-def choose(container: "InputContainer", stream_type: Literal["video"]) -> "VideoStream | None": ...
-
-
-def choose(container: "InputContainer", stream_type: Literal["audio", "video"]) -> "AudioStream | VideoStream | None":
+def choose(container: "InputContainer", stream_type: str) -> Any:
     """The stream of `stream_type` ("audio" or "video") that a player would choose; packets of the others are discarded.
 
     None if there is no such stream that can be decoded. The picture of an album's cover is not a video.
@@ -105,7 +97,7 @@ def choose(container: "InputContainer", stream_type: Literal["audio", "video"]) 
         for stream in (container.streams.best(stream_type), *getattr(container.streams, stream_type))
         if stream is not None and stream.codec_context and not stream.disposition & Disposition.attached_pic
     )
-    chosen: AudioStream | VideoStream | None = next(usable, None)
+    chosen = next(usable, None)
     if chosen is not None:
         chosen.codec_context.options = LIMITS
         for other in container.streams:

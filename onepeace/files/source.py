@@ -77,7 +77,7 @@ def suffix(item: object) -> str:
     return ""
 
 
-def describe(item: object) -> str:
+def describe(item: Any) -> str:
     """A short name of any input: the path, the URL without query and password, or the type, with an array's shape."""
     if is_open_file(item) or isinstance(item, NamedBytes):
         item = getattr(item, "name", item)
