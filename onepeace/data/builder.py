@@ -122,7 +122,7 @@ class BatchBuilder:
                 reason = str(error)
         raise UserError(
             f"no sample of {limit} in a row can be read ({reason}); repair the shards",
-            where=candidates.source.config.shards,
+            where=source.shards,
         )
 
     def _decode(self, source: SourceConfig, sample: Sample, item: Item) -> DecodedItem:

@@ -6,8 +6,8 @@ shards until they hold ``buffer`` samples: a window. The samples of a window com
 as the weight of its source says; then the next window is drawn.
 
 A process reads only the lanes under its own rows, so that each machine fetches only its part of the shards; and the
-number of processes changes neither a batch nor the order. The number of lanes is fixed when a run starts. Only indexes
-are read for all this: a sample is parsed when its position is read.
+number of processes changes neither a batch nor the order. The number of lanes is fixed when a run starts: by default as
+few machines as possible share one. Only indexes are read for all this: a sample is parsed when its position is read.
 """
 
 import zlib

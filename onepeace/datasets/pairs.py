@@ -125,7 +125,7 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
 
         def choose(columns: Sequence[str], file: Path = file) -> list[str]:
             _check_columns(file, columns, names)
-            lower_names = set(PLACES)
+            lower_names: set[str] = set(PLACES)
             for names_of_content in names.values():
                 lower_names.update(map(str.lower, names_of_content))
             return [column for column in columns if column.lower() in lower_names]
