@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def decoding(name: str, failed: str) -> Iterator[None]:
         raise UserError(f"{failed} ({reason_of(error)})", where=name) from error
 
 
-def choose(container: "InputContainer", stream_type: str) -> Any:
+def choose(container: "InputContainer", stream_type: Literal["audio", "video"]) -> Any:
     """The stream of `stream_type` ("audio" or "video") that a player would choose; packets of the others are discarded.
 
     None if there is no such stream that can be decoded. The picture of an album's cover is not a video.
