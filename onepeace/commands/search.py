@@ -86,8 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
     text = "match, date (newest first) or path; date and path sort the best 200 hits (K, if larger) that are not weak"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
-    text = "match, or raw: rank by plain cosine (match)"
-    shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
     text = "drop hits with a lower match, but for files with rare words"
     shown.add_argument("--min-match", type=options.probability, metavar="P", help=text)
     shown.add_argument("--all", action="store_true", help="show very similar files one by one")
@@ -128,7 +126,6 @@ def run(args: argparse.Namespace) -> int:
             top=args.top,
             offset=args.offset,
             sort=args.sort,
-            rank=args.rank,
             min_match=args.min_match,
             collapse=not args.all,
         )

@@ -309,7 +309,6 @@ class Index:
         where: str | None = None,
         below: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         sort: Literal["match", "date", "path"] = "match",
-        rank: Literal["match", "raw"] = "match",
         min_match: float | None = None,
         collapse: bool = True,
     ) -> Results:
@@ -323,7 +322,6 @@ class Index:
             below: path or paths of files, and of the folders, tables and shards that files lie in.
             sort: "match"; or "date" (newest first) or "path". These two sort the best 200 hits, then the next 200, and
                 so on. They leave out weak hits, unless all are weak or ``min_match`` is 0.
-            rank: "match", or "raw" for the plain cosine.
             min_match: drop hits with a lower match, but for files with rare words (words.py).
             collapse: group near copies into one hit.
 
@@ -334,7 +332,6 @@ class Index:
             top=top,
             offset=offset,
             sort=sort,
-            rank=rank,
             min_match=min_match,
             collapse=collapse,
         )

@@ -27,8 +27,8 @@ CANCELLED = 1e-3
 """Length of a sum of unit vectors below which the parts cancel out."""
 LOOKED_AT = 16
 """Vectors of a modality that are looked at: all are zero in the same blocks, and few are zero altogether."""
-CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
-"""Values of options."""
+SORTS = ("match", "date", "path")
+"""Orders of hits."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ class SearchOptions:
     top: int = 10
     offset: int = 0
     sort: str = "match"
-    rank: str = "match"
     min_match: float | None = None
     collapse: bool = True
 
@@ -135,9 +134,8 @@ class SearchOptions:
         self.offset = int(self.offset)
         if self.min_match is not None and not 0 <= self.min_match <= 1:
             raise UserError(f"min_match is {self.min_match}; give a number from 0 to 1")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+        if self.sort not in SORTS:
+            raise UserError(f"sort is {self.sort!r}; it can be {', '.join(SORTS)}")
 
 
 class QueryPart(NamedTuple):

@@ -54,7 +54,7 @@ class Hit:
     """Cosine of the query and the nearest vector of the file."""
     match: float | None = None
     """Share of unrelated queries whose best hit of this kind in this index scores lower (match.py); 1 for a copy of the
-    query. None if hits are ranked by cosine."""
+    query. None if a modality has no unrelated queries."""
     named: bool = False
     """Whether the file has all words of the query."""
     rare: bool = False
@@ -133,7 +133,7 @@ class Results(Sequence[Hit]):
     """Number of files that passed the filters."""
     relevant: bool | None = None
     """Whether a file of any kind that passes the filters has a match of at least `RELEVANT`, or all words of the query;
-    None if hits are ranked by cosine."""
+    None if a modality has no unrelated queries."""
     hints: tuple[str, ...] = ()
     """Lines for the user about the query, such as a word that may be misspelt."""
     suggestion: Suggestion | None = None
@@ -205,8 +205,7 @@ class Search:
         self.words = words
         self.allowed = allowed
         self.options = options
-        self.scale = Scale(index.banks, query) if options.rank == "match" else None
-        self.are_rare = options.rank == "match" and words.are_rare
+        self.scale = Scale(index.banks, query)
         end = options.offset + options.top
         self.num_ordered = end if options.sort == "match" else -(-end // POOL) * POOL
         """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
@@ -247,7 +246,7 @@ class Search:
 
     def _masks(self) -> list[tuple[bool, np.ndarray | None]]:
         """Masks of the rows of files that have all words of the query, and of all others."""
-        if self.scale is None or not len(self.words.file_ids):
+        if not len(self.words.file_ids):
             return [(False, self.allowed.rows)]
         have_words = rows_of_files(self.matrix, self.words.file_ids)
         if self.allowed.rows is None:
@@ -265,13 +264,13 @@ class Search:
     def _in_order(self, nearest: Sequence[List]) -> Candidates:
         """All rows in one order: those with rare words first, then by `worth`.
 
-        Without a scale, or if any modality has no matches, the rows are ordered by cosine and have no matches.
+        If any modality has no matches, the rows are ordered by cosine and have no matches.
         """
         rows = np.concatenate([np.empty(0, np.int64), *(near.rows for _, _, near in nearest)])
         cosines = np.concatenate([np.empty(0, np.float32), *(near.cosines for _, _, near in nearest)])
         num_rows = [len(near.rows) for _, _, near in nearest]
         have_words = np.repeat(np.array([has_words for has_words, _, _ in nearest], bool), num_rows)
-        is_first = have_words & self.are_rare
+        is_first = have_words & self.words.are_rare
         scores = [self._scores(modality, near.cosines) for _, modality, near in nearest]
         if not scores or any(matches is None for _, matches in scores):
             order = np.lexsort((rows, -cosines, ~is_first))
@@ -284,8 +283,6 @@ class Search:
 
     def _scores(self, modality: str, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """z-scores and matches of rows of a modality, None if there are none. A copy of the query has match 1."""
-        if self.scale is None:
-            return cosines, None
         z_scores, matches = self.scale.score(modality, cosines)
         if matches is not None and [part.bank for part in self.query.parts] == [modality]:
             is_copy = cosines >= SAME
@@ -298,7 +295,7 @@ class Search:
         minimum = self.options.min_match
         if minimum is None or candidates.matches is None:
             return np.ones(len(candidates.rows), bool)
-        return (candidates.matches >= minimum) | (candidates.have_words & self.are_rare)
+        return (candidates.matches >= minimum) | (candidates.have_words & self.words.are_rare)
 
     def _groups(self, rows: np.ndarray, places: np.ndarray) -> list[list[int]]:
         """Groups of the rows at some places, best first: a file each, and its near copies if `collapse`."""
@@ -352,7 +349,7 @@ class Search:
                     score=float(candidates.cosines[place]),
                     match=None if candidates.matches is None else float(candidates.matches[place]),
                     named=has_words,
-                    rare=has_words and self.are_rare,
+                    rare=has_words and self.words.are_rare,
                     start=span.start,
                     end=span.end,
                     copies=tuple(items[file_of[copy]].path for copy in copies),

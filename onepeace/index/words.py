@@ -90,7 +90,7 @@ class WordSearch:
         ((ids,),) = self.store.select(sql, (all_words,))
         return np.sort(np.fromstring(ids or "", np.int64, sep=","))
 
-    @property
+    @cached_property
     def are_rare(self) -> bool:
         """Whether a file has all words, and few files do."""
         return 0 < len(self.file_ids) <= max(ALWAYS_FEW, min(FEW, FEW_OF_ALL * self.num_files))

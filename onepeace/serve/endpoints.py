@@ -46,7 +46,6 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
             only=_kinds(request),
             where=request.condition(),
             sort=request.sort,
-            rank=request.rank,
             min_match=request.min_match,
             collapse=request.collapse,
         )

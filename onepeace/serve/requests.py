@@ -160,7 +160,6 @@ class SearchRequest(FilterRequest):
     top: int = Field(10, ge=1, le=TOP)
     offset: int = Field(0, ge=0, le=10_000)
     sort: Literal["match", "date", "path"] = "match"
-    rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
     collapse: bool = Field(True, description="group very similar files into one hit")
 

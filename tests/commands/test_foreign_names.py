@@ -28,7 +28,7 @@ def evil(samples, random_folder, tmp_path):
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("search FOLDER EVIL --no-index --rank raw MODEL", 1),
+        ("search FOLDER EVIL --no-index MODEL", 1),
         ("search FOLDER --text x --only EVIL", 2),
         ("search FOLDER --text x --where EVIL", 2),
         ("index build FOLDER/index FOLDER MODEL", 1),
