@@ -29,20 +29,21 @@ class SharedPhotographs(Photographs):
     """A layout in which several samples have the same picture, each with its own targets, or a sample has several."""
 
     def encode(self, record: Record) -> Encoded:
-        """The pictures of a record at the size and quality of this layout, the second as "2.webp"."""
-        value = record.inputs["image"]
-        files = value if isinstance(value, list) else [value]
-        content_by_ending = {}
-        for number, file in enumerate(files, 1):
-            ending = "webp" if number == 1 else f"{number}.webp"
-            content_by_ending[ending] = webp(shrink(read_picture(file), self.size), self.quality)
-        return Encoded(content_by_ending)
+        """The pictures of a record at the size and quality of this layout; it is written even if others have them."""
+        return super().encode(record)._replace(original=None)
 
 
 def photograph(record: Record, size: int, quality: int) -> Encoded:
-    """The picture of a record as WebP, its short side at most `size` pixels."""
-    data = record.inputs["image"].read_bytes()
-    return Encoded({"webp": webp(shrink(read_picture(data), size), quality)}, data)
+    """The pictures of a record as WebP, the second as "2.webp", their short sides at most `size` pixels."""
+    value = record.inputs["image"]
+    paths = value if isinstance(value, list) else [value]
+    data = b""
+    content_by_ending = {}
+    for number, path in enumerate(paths, 1):
+        data = path.read_bytes()
+        ending = "webp" if number == 1 else f"{number}.webp"
+        content_by_ending[ending] = webp(shrink(read_picture(data), size), quality)
+    return Encoded(content_by_ending, data)
 
 
 class DuplicateFilter:

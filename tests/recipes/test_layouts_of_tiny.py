@@ -10,8 +10,6 @@ from PIL import Image
 from support.downloads import picture
 from support.layouts import FOLDER, captions, size_of
 
-from onepeace.datasets.write_shards import read_shard
-
 
 def drawing_set(folder, prefix, icons, chars=None, **more):
     """A drawing set as an npm package; `chars` are names of icons by code point."""
@@ -161,22 +159,3 @@ def test_words_come_alone_and_in_sentences(prepare):
         assert sentence != word
         words.add(word)
     assert words == {"dog", "kite", "snow", *IMAGENET_CLASSNAMES}
-
-
-def read_all(folder, pattern):
-    for shard in sorted(folder.rglob(pattern)):
-        yield from read_shard(shard)
-
-
-def test_held_out_emoji_are_those_of_the_shards(shared):
-    lines = (FOLDER / "emoji_val.txt").read_text(encoding="utf-8").splitlines()
-    listed = {tuple(line.split("\t")) for line in lines}
-    records = read_all(shared / "data/val", "emoji-*.tar.gz")
-    assert {(record.about["hexcode"], record.about["name"]) for record in records} == listed
-    names = {record.about["name"] for record in read_all(shared / "data/train", "emoji-*.tar.gz")}
-    assert names.isdisjoint(name for _, name in listed)
-
-
-def test_held_out_clipart_is_that_of_the_shards(shared):
-    titles = {captions(record)[0] for record in read_all(shared / "data/val/openclipart", "*.gz")}
-    assert titles == set((FOLDER / "openclipart_val.txt").read_text(encoding="utf-8").splitlines())
