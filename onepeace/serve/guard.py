@@ -54,32 +54,21 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """The response to a request that is refused; None for others."""
-        return self._from_elsewhere(headers) or self._unauthorized(scope, headers) or self._too_large(headers)
-
-    def _from_elsewhere(self, headers: Headers) -> JSONResponse | None:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return refuse(403, "requests from pages of other sites are refused")
-        return None
-
-    def _too_large(self, headers: Headers) -> JSONResponse | None:
+        if self.password is not None and scope["path"] not in OPEN:
+            authorization = headers.get("authorization")
+            challenge = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
+            if authorization is None:
+                return refuse(401, "password required, as HTTP Basic or as a Bearer token", challenge)
+            if not hmac.compare_digest(_password(authorization), self.password):
+                return refuse(401, "wrong password", challenge)
         if "transfer-encoding" in headers:
             return refuse(411, "the request needs a Content-Length header")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.max_body:
             return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} per request")
-        return None
-
-    def _unauthorized(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """The refusal of a client without the right password; None if it has given it, or needs none."""
-        if self.password is None or scope["path"] in OPEN:
-            return None
-        authorization = headers.get("authorization")
-        challenge = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
-        if authorization is None:
-            return refuse(401, "password required, as HTTP Basic or as a Bearer token", challenge)
-        if not hmac.compare_digest(_password(authorization), self.password):
-            return refuse(401, "wrong password", challenge)
         return None
 
 
