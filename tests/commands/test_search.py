@@ -7,7 +7,6 @@ import shutil
 import sys
 
 import pytest
-from support.broken_files import write_broken, write_good
 
 from onepeace.cli import main
 from onepeace.commands.search import table
@@ -15,13 +14,6 @@ from onepeace.embed import embedder
 from onepeace.index import Hit, Item, Query, Results
 
 QUERY = Query(text="a")
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, samples):
-    """A folder of 20 real files under awkward names and 21 broken ones: itself, the real ones, the broken ones."""
-    folder = tmp_path_factory.mktemp("mixed")
-    return folder, write_good(folder / "real", samples, 20), write_broken(folder / "broken", samples)
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +35,7 @@ def search(run, index):
     return call
 
 
-@pytest.fixture
-def bark(samples):
-    return samples / "sounds" / "dog.ogg"
-
-
 # ------------------------------------------------------------------ queries
-
-
-def test_weights_are_named_by_part(search, dog, bark):
-    options = ("--audio", bark, "--top", "99")
-    hits, _ = search("--image", dog, *options, "--weights", "image=0,audio=2")
-    hits_of_sound, _ = search(*options)
-    scores_of_sound = {hit["path"]: hit["score"] for hit in hits_of_sound}
-    scores = {hit["path"]: hit["score"] for hit in hits if hit["path"] in scores_of_sound}
-    assert len(scores) > 10
-    for path, score in scores.items():
-        assert score == pytest.approx(scores_of_sound[path], abs=1e-4)
 
 
 def test_conditions_and_their_short_forms_are_met_together(search):
@@ -97,20 +73,6 @@ def test_words_that_could_be_a_path_are_refused(search, monkeypatch, tmp_path, w
 
 
 # ------------------------------------------------------------------ the table
-
-
-def test_table_of_files_with_awkward_names(mixed, run_model, monkeypatch):
-    """A line break in a name does not break it, and copies are one hit."""
-    folder, real_files, _ = mixed
-    monkeypatch.chdir(folder)
-    options = ("--text", "a dog", "--top", "40", "--no-index")
-    lines = run_model("search", "real", *options).out.splitlines()
-    header, *rows = lines[lines[0].startswith("nothing relevant") :]
-    assert header.split()[0] == "rank"
-    assert header.split()[-1] == "path"
-    assert 10 < len(rows) <= len(real_files)
-    assert all(" real/" in row for row in rows)  # as one types it
-    assert any(r"line\nbreak" in row for row in rows)
 
 
 def hit_with(match):
