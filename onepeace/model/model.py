@@ -116,22 +116,18 @@ class OnePeace(Encoder):
         for key in stems:
             if self.adapters[key].over_time and len(stems) > 1:
                 raise UserError(f"{key} cannot be encoded jointly with other modalities; encode it alone")
+        depth = len(self.blocks)
+        for index in out_indices:
+            if not -depth <= index < depth:
+                raise ValueError(f"out_indices has {index}; this model has {depth} blocks: {-depth} to {depth - 1}")
+        out_numbers = [index % depth for index in out_indices]
         keep = keep or {}
         sequence = TokenSequence.concat(self.adapters[key](stem, keep.get(key)) for key, stem in stems.items())
         blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
         features_by_key = {}
-        for key, features in encode(sequence, blocks, self.norms, self.block_numbers(out_indices)).items():
-            item_features = self.adapters[key].item_features(features)
-            features_by_key[key] = self.adapters[key].add_pooled(item_features, stems[key].pooled)
+        for key, features in encode(sequence, blocks, self.norms, out_numbers).items():
+            features_by_key[key] = self.adapters[key].item_features(features, stems[key].pooled)
         return features_by_key
-
-    def block_numbers(self, indices: Sequence[int]) -> list[int]:
-        """Convert block indices, which may be negative, to numbers from 0."""
-        depth = len(self.blocks)
-        for index in indices:
-            if not -depth <= index < depth:
-                raise ValueError(f"out_indices has {index}; this model has {depth} blocks: {-depth} to {depth - 1}")
-        return [index % depth for index in indices]
 
     def embed(self, key: str, features: Features) -> Tensor:
         """Map features of one modality to unit vectors (B, E): the projection of CLS, in float32 at least.

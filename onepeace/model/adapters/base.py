@@ -143,15 +143,6 @@ class Adapter(nn.Module):
         mean_and_maximum = torch.cat([mean_of_tokens(x, mask), maximum_of_tokens(x, mask)], dim=-1)
         return self.cls_mlp(mean_and_maximum.squeeze(1))
 
-    def add_pooled(self, features: Features, pooled: Tensor | None) -> Features:
-        """Add the second of the terms (B, 2, D) to CLS after the final norm, also normalised: both weigh the same."""
-        if self.cls_mlp is None or pooled is None:
-            return features
-        cls = features.tokens[:, :1]
-        added = F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
-        cls = self.cls_mlp.drop_path(cls) + added
-        return features._replace(tokens=torch.cat([cls, features.tokens[:, 1:]], dim=1))
-
     def take(self, batch: dict[str, Tensor], rows: Tensor, lengths: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Select rows of the raw input, and trim unneeded padding; ``lengths`` as in `take_rows`."""
         padded = "features" if "features" in batch else self.padded_input
@@ -165,9 +156,17 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
-    def item_features(self, features: Features) -> Features:
-        """Convert features from the rows of ``forward`` to one row per item."""
-        return features
+    def item_features(self, features: Features, pooled: Tensor | None = None) -> Features:
+        """Features of the rows of ``forward``, after the final norm, with one row for each item.
+
+        The second of the terms ``pooled`` (B, 2, D) is added to CLS, also normalised: both weigh the same.
+        """
+        if self.cls_mlp is None or pooled is None:
+            return features
+        cls = features.tokens[:, :1]
+        added = F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
+        cls = self.cls_mlp.drop_path(cls) + added
+        return features._replace(tokens=torch.cat([cls, features.tokens[:, 1:]], dim=1))
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         """Number of tokens of each item (B,), without CLS and padding."""

@@ -78,7 +78,7 @@ class VideoAdapter(ImageAdapter):
         spans = tuple(span._replace(grid=stem.grid) for span in sequence.spans)
         return replace(sequence, tokens=tokens.flatten(0, 1), spans=spans)
 
-    def item_features(self, features: Features) -> Features:
+    def item_features(self, features: Features, pooled: Tensor | None = None) -> Features:
         """Convert frame rows (B * T, 1 + rows * columns, D) to clip rows (B, 1 + T * rows * columns, D)."""
         tokens = features.tokens.unflatten(0, (-1, self.frames))
         cls = tokens[:, :, 0].mean(1, keepdim=True)
