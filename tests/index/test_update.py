@@ -129,15 +129,6 @@ def test_chain_of_renames_loses_nothing(build, update, check_as_new, words):
     check_as_new(words)
 
 
-def test_name_of_a_file_that_looks_like_a_sample_of_a_shard(build, update, check_as_new, words):
-    (words / "3.txt").rename(words / "gone::3.txt")
-    build(words)
-    shutil.copyfile(words / "gone::3.txt", words / "copy.txt")
-
-    assert counts(update()) == {"copied": 1, "unchanged": 6}
-    check_as_new(words)
-
-
 def test_time_in_the_year_2400(build, update, words):
     os.utime(words / "0.txt", (13_600_000_000, 13_600_000_000))
 
@@ -196,16 +187,6 @@ def test_caption_stays_when_the_file_alone_is_built_again(captioned, build, no_m
 
     item = items_by_name(index)["dog.jpg"]
     assert (item.caption, item.metadata) == ("a dog", {"year": "2001"})
-
-
-def test_caption_of_a_file_that_becomes_a_copy_of_another(build, no_model, words, index):
-    (words / "table.csv").write_text("path,caption\n0.txt,the first\n")
-    build(words, words / "table.csv")
-    shutil.copyfile(words / "1.txt", words / "0.txt")
-    no_model()
-
-    assert build(words).copied == 1
-    assert items_by_name(index)["0.txt"].caption == "the first"
 
 
 @pytest.fixture
