@@ -13,6 +13,8 @@ from .sequence import TokenSequence
 
 FOLDED = ("cpu", "mps")
 """Kinds of devices whose kernels are fastest, or right, with queries as wide as values: padding is part of the bias."""
+SHORT = 128
+"""Tokens up to which a bias for each item is smaller than the copies of queries and keys that take its place."""
 
 
 def attention_bias(sequence: TokenSequence, block: int = 0) -> tuple[Tensor | None, Tensor | None]:
@@ -20,14 +22,15 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> tuple[Tensor | No
     does not hide padding.
 
     The bias holds each span's relative-position bias on the diagonal and 0 across spans. One bias (1, H, L, L) is
-    broadcast to all items, and the mask stays beside it; where a bias has rows for each item anyway, or the device asks
-    for it, padding is -inf in its columns. Blocks without tables (the decoder's) still mask padding.
+    broadcast to all items, and the mask stays beside it. Where a bias has rows for each item anyway, is small, or the
+    device asks for it, padding is -inf in its columns. Blocks without tables (the decoder's) still mask padding.
     """
     bias = _position_bias(sequence, block)
     mask = sequence.padding_mask
     if mask is None:
         return bias, None
-    if bias is not None and bias.shape[0] == 1 and mask.device.type not in FOLDED:
+    is_shared = bias is not None and bias.shape[0] == 1
+    if is_shared and mask.shape[1] > SHORT and mask.device.type not in FOLDED:
         return bias, mask
     dtype = sequence.tokens.dtype if bias is None else bias.dtype
     padding = torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)[:, None, None]

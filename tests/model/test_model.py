@@ -84,6 +84,7 @@ def reference_case(request, monkeypatch):
     """A model in float64, three items in a padded batch, which of their tokens are left in, and the reference."""
     if request.param == "as on a GPU":
         monkeypatch.setattr(encoder, "FOLDED", ())
+        monkeypatch.setattr(encoder, "SHORT", 0)
     decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
     model = small_model(*ALL, decoder=decoder, **SIZES[request.param]).double()
     batch = in_float64(batch_of(model, range(3)))

@@ -13,7 +13,6 @@ from onepeace.cards import CARDS
 from onepeace.cli import main
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.errors import UserError
-from onepeace.layers.attention import FURTHER
 from onepeace.model import OnePeace
 from onepeace.plan.plan import UTILISATION, make_plan, plan_text, planned_config, step_time
 from onepeace.plan.step import Group, Meter, StepCost, as_on_a_gpu
@@ -124,8 +123,6 @@ def test_flops_of_a_pass_are_those_of_the_closed_form(modality, size, length):
     dim = 768
     flops = 2 * block_flops(length, dim, ffn_dim=2048)
     flops += 2 * dim * dim  # projection
-    if modality == "text":
-        flops += 2 * 2 * length**2 * 12 * FURTHER  # texts may be padded, which each of 12 heads hides
     if modality == "image":
         # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
         inner = dim // 4
