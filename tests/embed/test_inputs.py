@@ -64,7 +64,6 @@ def test_sound_in_every_form(model, sound_path, sounds, assert_all_give):
         (torch.from_numpy(samples), rate),
         (np.stack([samples, samples]), rate),
         {"array": samples, "sampling_rate": rate},
-        {"path": "x", "array": np.float64(samples), "sampling_rate": rate},
     ]
     assert_all_give("audio", forms, model.encode_audio([sound_path]))
 
@@ -121,11 +120,8 @@ SILENCE = np.zeros(RATE, np.float32)
     [
         ("encode_text", "a dog"),
         ("encode_image", "dog.jpg"),
-        ("encode_image", Image.new("RGB", (9, 9))),
         ("encode_image", np.zeros((9, 9, 3), np.uint8)),
-        ("encode_image", io.BytesIO()),
         ("encode_audio", (SILENCE, np.int64(RATE))),
-        ("encode_audio", {"array": SILENCE, "sampling_rate": RATE}),
         ("encode", {"text": "a"}),
         ("encode", 7),
     ],
@@ -158,7 +154,6 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, words)
     [
         ("encode_text", 7, "str"),
         ("encode_image", "nothing.jpg", r"nothing\.jpg"),
-        ("encode_image", "file:///etc/passwd", "http"),
         ("encode_image", {"image": "dog.jpg"}, r"dog\.jpg: .*`encode`"),
         ("encode", 3.5, "cannot tell"),
         ("encode", ["a", "b"], r"item 0: .*list"),

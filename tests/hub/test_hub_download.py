@@ -143,7 +143,6 @@ def test_missing_file_is_one_line(url, script, tmp_path):
     [
         "http://example.org/a.pt",
         "file:///etc/passwd",
-        "/etc/passwd",
         "http://127.0.0.1.example.org/a.pt",
     ],
 )

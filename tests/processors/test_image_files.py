@@ -2,7 +2,6 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,16 +117,11 @@ def test_one_channel_is_grey():
     [
         (np.zeros((4, 4, 3), np.float32), "float32: .*uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\) uint8: .*\(H, W, 3\)"),
-        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        (torch.zeros(5, 4, 3), r"\(3, H, W\)"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8 or floats"),
         (torch.full((3, 4, 4), 255.0), "0 and 1, .* 255 to 255"),
         (torch.full((3, 4, 4), torch.nan), "0 and 1"),
         (Image.fromarray(np.array([[0.5, np.nan]], np.float32)), "NaN"),
-        (3, "path"),
-        ("", "path is empty"),
         ("a\0b.jpg", r"a\?b\.jpg: "),
-        ("x" * 5000 + ".jpg", r"xxx\.\.\.xx.*: "),
     ],
 )
 def test_value_that_is_no_picture_is_an_error(item, words):
@@ -305,17 +299,13 @@ def half_a(form: str) -> bytes:
 UNKNOWN = "not a picture of a known format"
 BROKEN = {
     "missing": (lambda path: None, "no such file"),
-    "a folder": (Path.mkdir, "is a folder"),
     "a pipe": (os.mkfifo, "not a regular file"),
     "half a JPEG": (half_a("JPEG"), "cannot be decoded"),
-    "half a PNG": (half_a("PNG"), "cannot be decoded"),
     "half a WebP": (half_a("WEBP"), "cannot be (decoded|opened)"),
     "empty": (b"", "empty"),
     "text": (b"not a picture at all", UNKNOWN),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNKNOWN),
-    "zeros": (bytes(5000), UNKNOWN),
     "beginning": (b"\x89PNG\r\n\x1a\n", f"{UNKNOWN}|cannot be opened"),
-    "sound": (b"RIFF\x24\0\0\0WAVEfmt ", UNKNOWN),
 }
 
 
