@@ -104,28 +104,19 @@ class Tokenizer:
     """Maps one or several texts to ids (B, L), padded on the right to one length, so that batches can be stacked. The
     vector of a text does not depend on the padding."""
 
-    def __init__(self, processor: Any, context_length: int | None = None) -> None:
+    def __init__(self, processor: Any) -> None:
         self.processor = processor
-        if context_length is None and processor.max_tokens is not None:
-            context_length = processor.max_tokens + 1
-        self.context_length = context_length
+        self.context_length = None if processor.max_tokens is None else processor.max_tokens + 1
         """L, including the end token; None: that of the longest text of a batch."""
 
-    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
-        """
-        Args:
-            context_length: L instead of the tokenizer's.
-        """
+    def __call__(self, texts: str | list[str]) -> Tensor:
         if isinstance(texts, str):
             texts = [texts]
         rows = [self.processor.decode(text) for text in texts]
-        length = context_length or self.context_length or max(map(len, rows), default=0)
-        for index, row in enumerate(rows):
-            if len(row) > length:
-                rows[index] = torch.cat([row[: length - 1], row[-1:]])  # the last id is the end token
         ids = torch.empty(0, 0, dtype=torch.int64)
         if rows:
             ids = self.processor.collate(rows)["ids"]
+        length = self.context_length or ids.shape[1]
         return F.pad(ids, (0, length - ids.shape[1]), value=PAD)
 
 
@@ -152,12 +143,8 @@ def create_model_and_transforms(
     return ClipModel(embedder).eval(), preprocess_train, processor.decode
 
 
-def get_tokenizer(
-    model_name: str | os.PathLike = "tiny",
-    context_length: int | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> Tokenizer:
+def get_tokenizer(model_name: str | os.PathLike = "tiny", cache_dir: str | os.PathLike | None = None) -> Tokenizer:
     """Load the tokenizer of a model."""
     folder = resolve(model_name, cache_dir)
     settings = read_config(folder).processors.get("text", {})
-    return Tokenizer(TextProcessor.from_config(settings, folder), context_length)
+    return Tokenizer(TextProcessor.from_config(settings, folder))
