@@ -111,7 +111,7 @@ STEMS = {
 }
 
 
-def stem_recipe(root, out, views, data=(), freeze=("adapters.*.stem.network.*",)):
+def stem_recipe(root, out, views, data=(), run=(), freeze=("adapters.*.stem.network.*",)):
     """A recipe of two steps with frozen stems of pictures and sounds, of which each item has ``views``."""
     return make_recipe(
         root,
@@ -123,7 +123,7 @@ def stem_recipe(root, out, views, data=(), freeze=("adapters.*.stem.network.*",)
             "stem_views": views,
             **dict(data),
         },
-        run={"batch_size": 8, "log_every": 1},
+        run={"batch_size": 8, "log_every": 1, **dict(run)},
         processors={
             "image": {"size": 64},
             "text": {"max_tokens": 16},
