@@ -120,11 +120,11 @@ class SearchOptions:
         UserError: a value is out of its range.
     """
 
-    top: int = 10
-    offset: int = 0
-    sort: str = "match"
-    min_match: float | None = None
-    collapse: bool = True
+    top: int
+    offset: int
+    sort: str
+    min_match: float | None
+    collapse: bool
 
     def __post_init__(self) -> None:
         are_whole = isinstance(self.top, Integral) and isinstance(self.offset, Integral)

@@ -20,7 +20,6 @@ from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
 from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Scale, level, worth
 from onepeace.index.query import Allowed, QueryVector, SearchOptions, rows_of_files
-from onepeace.index.vectors import Neighbours
 from onepeace.index.words import WordSearch
 
 NAMED = "named"
@@ -162,8 +161,7 @@ class Results(Sequence[Hit]):
         }
 
 
-List = tuple[bool, str, Neighbours]
-"""Rows that are nearest to the query: whether their files have all its words, their modality, and they."""
+NO_ROWS = (np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0), np.empty(0), np.empty(0, bool))
 
 
 class Candidates(NamedTuple):
@@ -177,6 +175,8 @@ class Candidates(NamedTuple):
     """(c,) bool: whether their files have all words of the query."""
     matches: np.ndarray | None
     """(c,) float64; None if the rows are ordered by cosine."""
+    cut: list[int]
+    """The last row of each list that may go on."""
 
 
 class Search:
@@ -230,15 +230,13 @@ class Search:
         masks = self._masks()
         count = VECTORS_PER_HIT * self.num_ordered
         while True:
-            nearest = self._nearest(masks, count)
-            candidates = self._in_order(nearest)
+            candidates = self._candidates(masks, count)
             is_hit = self._reach_minimum(candidates)
             groups = self._groups(candidates.rows, np.flatnonzero(is_hit))
-            cut = [near.rows[-1] for _, _, near in nearest if len(near.rows) == count]
-            if not cut or count >= len(self.matrix):  # every row was fetched
+            if not candidates.cut or count >= len(self.matrix):  # every row was fetched
                 return candidates, groups
             # The rows that were not fetched come after the last one of their list, and match no better.
-            places = np.flatnonzero(np.isin(candidates.rows, cut))
+            places = np.flatnonzero(np.isin(candidates.rows, candidates.cut))
             is_full = len(groups) >= self.num_ordered and groups[self.num_ordered - 1][0] <= places[0]
             if is_full or not is_hit[places].any():
                 return candidates, groups
@@ -253,42 +251,38 @@ class Search:
             return [(True, have_words), (False, ~have_words)]
         return [(True, self.allowed.rows & have_words), (False, self.allowed.rows & ~have_words)]
 
-    def _nearest(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> list[List]:
-        """Up to ``count`` rows of each modality in each mask."""
-        nearest = []
-        for have_words, mask in masks:
-            by_modality = self.matrix.nearest(self.query.vector, count, mask, self.service)
-            nearest += [(have_words, modality, near) for modality, near in by_modality.items()]
-        return nearest
-
-    def _in_order(self, nearest: Sequence[List]) -> Candidates:
-        """All rows in one order: those with rare words first, then by `worth`.
+    def _candidates(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> Candidates:
+        """Up to ``count`` rows of each modality in each mask: those with rare words first, then by `worth`.
 
         If any modality has no matches, the rows are ordered by cosine and have no matches.
         """
-        rows = np.concatenate([np.empty(0, np.int64), *(near.rows for _, _, near in nearest)])
-        cosines = np.concatenate([np.empty(0, np.float32), *(near.cosines for _, _, near in nearest)])
-        num_rows = [len(near.rows) for _, _, near in nearest]
-        have_words = np.repeat(np.array([has_words for has_words, _, _ in nearest], bool), num_rows)
-        is_first = have_words & self.words.are_rare
-        scores = [self._scores(modality, near.cosines) for _, modality, near in nearest]
-        if not scores or any(matches is None for _, matches in scores):
-            order = np.lexsort((rows, -cosines, ~is_first))
-            return Candidates(rows[order], cosines[order], have_words[order], None)
-        z_scores = np.concatenate([z_scores for z_scores, _ in scores])
-        matches = np.concatenate([matches for _, matches in scores])
-        keys = (-key for key in worth(matches, z_scores + WORDS_Z * have_words))
-        order = np.lexsort((rows, *keys, ~is_first))
-        return Candidates(rows[order], cosines[order], have_words[order], matches[order])
-
-    def _scores(self, modality: str, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """z-scores and matches of rows of a modality, None if there are none. A copy of the query has match 1."""
-        z_scores, matches = self.scale.score(modality, cosines)
-        if matches is not None and [part.bank for part in self.query.parts] == [modality]:
-            is_copy = cosines >= SAME
-            z_scores = np.where(is_copy, np.inf, z_scores)
-            matches = np.where(is_copy, 1.0, matches)
-        return z_scores, matches
+        parts = [NO_ROWS]
+        cut = []
+        has_matches = True
+        for has_words, mask in masks:
+            nearest = self.matrix.nearest(self.query.vector, count, mask, self.service)
+            for modality, (rows, cosines) in nearest.items():
+                z_scores, matches = self.scale.score(modality, cosines)
+                if matches is None:
+                    has_matches = False
+                    matches = np.zeros(len(rows))
+                if [part.bank for part in self.query.parts] == [modality]:
+                    is_copy = cosines >= SAME
+                    z_scores = np.where(is_copy, np.inf, z_scores)
+                    matches = np.where(is_copy, 1.0, matches)
+                parts.append((rows, cosines, z_scores + WORDS_Z * has_words, matches, np.full(len(rows), has_words)))
+                if len(rows) == count:
+                    cut.append(int(rows[-1]))
+        rows, cosines, z_scores, matches, have_words = map(np.concatenate, zip(*parts, strict=True))
+        keys = [-key for key in worth(matches, z_scores)] if has_matches else [-cosines]
+        order = np.lexsort((rows, *keys, ~(have_words & self.words.are_rare)))
+        return Candidates(
+            rows[order],
+            cosines[order],
+            have_words[order],
+            matches[order] if has_matches and len(rows) else None,
+            cut,
+        )
 
     def _reach_minimum(self, candidates: Candidates) -> np.ndarray:
         """(c,) bool: whether a row has the minimum match, or is of a file with rare words."""
