@@ -10,12 +10,13 @@ import torch
 from support.golden_cases import case, golden_model, place, text_batch
 from support.golden_stages import STAGES, golden_step
 from support.processes import start, train
+from support.small_models import small_model
 from support.small_shards import write_shards
-from support.training import DENOISING, MODEL, make_recipe, terms
+from support.training import DENOISING, MODEL, logged, make_recipe, terms
 
 from onepeace.config import write_config
+from onepeace.model import encoder
 from onepeace.train import trainer
-from onepeace.train.logging import read_log
 from onepeace.train.objective import Objective
 
 pytestmark = pytest.mark.gpu
@@ -71,9 +72,29 @@ def test_golden_vectors(device, dtype, tolerance):
         assert (1 - cosines).max() < tolerance, key
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_padding_beside_a_bias_equals_padding_in_it(device, monkeypatch, dtype, tolerance):
+    """Features and gradients of sounds whose attention the kernels of the GPU compute in both forms."""
+    model = small_model("audio").to(device)
+    waveforms = torch.randn(3, 6000, device=device)
+    lengths = torch.tensor([6000, 3300, 1700], device=device)
+    results = []
+    for folded in ((), (device.type,)):
+        monkeypatch.setattr(encoder, "FOLDED", folded)
+        monkeypatch.setattr(encoder, "SHORT", 0)
+        model.zero_grad()
+        with autocast(device, dtype):
+            vectors = model({"audio": {"waveform": waveforms, "lengths": lengths}})["audio"]
+        vectors.float()[:, 0].sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append([vectors, *gradients])
+    for beside, inside in zip(*results, strict=True):
+        assert (beside - inside).norm() <= tolerance * max(inside.norm(), 1e-3)
+
+
 def losses_of_run(folder):
     losses = []
-    for line in read_log(folder / "log.jsonl"):
+    for line in logged(folder):
         names = [name for name in line if name == "loss" or "/" in name]
         losses.append({name: line[name] for name in names})
     return losses
