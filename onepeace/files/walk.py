@@ -8,6 +8,7 @@ in which the stars of a pattern may share a path: eleven stars take 20 seconds.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,23 +81,17 @@ def walk(
     return list(walker.found.values()), walker.unreadable
 
 
+@dataclass
 class _Walk:
     """The state of `walk`, whose arguments it takes."""
 
-    def __init__(
-        self,
-        modality_by_suffix: Mapping[str, str],
-        skip: Callable[[Path, bool], bool] | None,
-        follow_links: bool,
-        others: Counter[str],
-    ) -> None:
-        self.modality_by_suffix = modality_by_suffix
-        self.skip = skip
-        self.follow_links = follow_links
-        self.others = others
-        self.found: dict[str, FoundFile] = {}
-        self.unreadable: list[Unreadable] = []
-        self._entered: set[tuple[int, int]] = set()
+    modality_by_suffix: Mapping[str, str]
+    skip: Callable[[Path, bool], bool] | None
+    follow_links: bool
+    others: Counter[str]
+    found: dict[str, FoundFile] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    _entered: set[tuple[int, int]] = field(default_factory=set)
 
     def enter(self, top: Path) -> None:
         """Take the files of a folder and of all folders below it."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -315,26 +315,19 @@ def _embedded(result: Any, reading: Reading, video: Video | None) -> Embedded:
     return Embedded(reading, item, spans, vectors)
 
 
+@dataclass
 class Embedding:
     """Embeds entries once, and records them."""
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        load: "Callable[[], Embedder]",
-        elsewhere: Elsewhere,
-        batch_size: int,
-        bar: Progress,
-    ) -> None:
-        self.recorder = recorder
-        self.load = load
-        self.elsewhere = elsewhere
-        self.batch_size = batch_size
-        self.bar = bar
-        self._contents: set[tuple[bytes | None, str]] = set()
-        """Hash and kind of each content that was given to the model."""
-        self._copies: list[Reading] = []
-        """Files with one of these contents."""
+    recorder: Recorder
+    load: "Callable[[], Embedder]"
+    elsewhere: Elsewhere
+    batch_size: int
+    bar: Progress
+    _contents: set[tuple[bytes | None, str]] = field(default_factory=set)
+    """Hash and kind of each content that was given to the model."""
+    _copies: list[Reading] = field(default_factory=list)
+    """Files with one of these contents."""
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
         """Embed entries; returns those whose files changed during that, of which nothing is kept."""

@@ -18,6 +18,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
@@ -343,22 +344,15 @@ def _seconds(value: np.float64) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+@dataclass
 class _Search:
     """One query, and what was computed for it."""
 
-    def __init__(
-        self,
-        matrix: Matrix,
-        query: np.ndarray,
-        count: int,
-        allowed: np.ndarray | None,
-        service: Any,
-    ) -> None:
-        self.matrix = matrix
-        self.query = query
-        self.count = count
-        self.allowed = allowed
-        self.service = service
+    matrix: Matrix
+    query: np.ndarray
+    count: int
+    allowed: np.ndarray | None
+    service: Any
 
     def best(self, code: int) -> Neighbours:
         """The best rows of a modality, by float64 sums that depend only on the row, so that equal rows have equal
