@@ -174,7 +174,7 @@ def test_different_items_of_one_name_are_refused():
     [
         ({"image": 1}, {"freeze": []}, r"data\.stem_views\.image: .* add adapters\.image\.stem"),
         ({"text": 1}, {}, r"data\.stem_views\.text"),
-        ({"image": 1}, {"run": {"parallel": "fsdp"}}, r"data\.stem_views .* ddp"),
+        ({"image": 1}, {"run": {"parallel": "fsdp"}}, r"data\.stem_views .*=ddp"),
     ],
 )
 def test_mistakes_in_stem_views(root, tmp_path, views, fields, message):
