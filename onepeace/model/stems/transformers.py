@@ -29,8 +29,7 @@ class TransformersStem(PretrainedStem):
     def __init__(self, dim: int, name: str, network: dict[str, Any] | None = None):
         import transformers
 
-        options = dict(network or network_options(name))
-        config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
+        config = _configuration(name, network)
         if not hasattr(config, "conv_stride"):
             raise ValueError(f"the stem {name} is a {config.model_type}, not a reader of waveforms such as hubert")
         super().__init__(dim, config.hidden_size)
@@ -59,12 +58,7 @@ class TransformersStem(PretrainedStem):
         return (samples - self.receptive_field) // self.hop + 1
 
     def load_pretrained(self) -> None:
-        import transformers
-
-        try:
-            network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
-        except Exception as error:  # a wrong name, no network and a damaged file raise many types
-            raise unavailable(self.name, error) from error
+        network = _published(self.name, "AutoModel", dtype=torch.float32)
         self.network.load_state_dict(network.state_dict())
 
 
@@ -74,12 +68,7 @@ def network_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: the configuration is not available.
     """
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-    except Exception as error:
-        raise unavailable(name, error) from error
+    config = _published(name, "AutoConfig")
     defaults = type(config)().to_dict()
     options: dict[str, Any] = {"model_type": config.model_type}
     if hasattr(config, "vocab_size"):
@@ -91,12 +80,25 @@ def network_options(name: str) -> dict[str, Any]:
     return options
 
 
-def unavailable(name: str, error: Exception) -> UserError:
-    """Error for an encoder that is neither on the Hub nor in a folder."""
-    return UserError(
-        f"the stem transformers {name} cannot be loaded ({one_line(error):.200}); check its name and the network, or "
-        "give a folder with its files"
-    )
+def _published(name: str, kind: str, **options: Any) -> Any:
+    """What a class of transformers, such as "AutoModel", finds on the Hub or in a folder; UserError if it does not."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(name, **options)
+    except Exception as error:  # a wrong name, no network and a damaged file raise many types
+        raise UserError(
+            f"the stem transformers {name} cannot be loaded ({one_line(error):.200}); check its name and the network, "
+            "or give a folder with its files"
+        ) from error
+
+
+def _configuration(name: str, network: dict[str, Any] | None) -> Any:
+    """The configuration that is stored in a model folder, or that of the published encoder."""
+    import transformers
+
+    options = dict(network or network_options(name))
+    return transformers.AutoConfig.for_model(options.pop("model_type"), **options)
 
 
 class LanguageStem(PretrainedStem):
@@ -117,8 +119,7 @@ class LanguageStem(PretrainedStem):
     def __init__(self, dim: int, name: str, layers: int | None = None, network: dict[str, Any] | None = None):
         import transformers
 
-        options = dict(network or network_options(name))
-        config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
+        config = _configuration(name, network)
         depth = getattr(config, "num_hidden_layers", 0)
         if config.is_encoder_decoder or hasattr(config, "conv_stride") or not getattr(config, "vocab_size", 0):
             raise ValueError(f"the stem {name} is a {config.model_type}, not a text encoder such as bert or mpnet")
@@ -153,13 +154,8 @@ class LanguageStem(PretrainedStem):
         return self.project(states[:, 1:])
 
     def load_pretrained(self) -> None:
-        import transformers
-
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
-            network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
-        except Exception as error:  # a wrong name, no network and a damaged file raise many types
-            raise unavailable(self.name, error) from error
+        tokenizer = _published(self.name, "AutoTokenizer")
+        network = _published(self.name, "AutoModel", dtype=torch.float32)
         specials = [tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id]
         embedding = network.get_input_embeddings()
         order = [*specials, *(row for row in range(len(embedding.weight)) if row not in specials)]
