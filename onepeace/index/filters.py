@@ -144,8 +144,8 @@ def compile_condition(where: str) -> Condition:
         raise UsageError(f"where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
     where = where.strip()
     try:
-        tree = ast.parse(STRING_OR_EQUALS.sub(lambda match: "==" if match[0] == "=" else match[0], where), mode="eval")
-        condition = _condition(tree.body)
+        doubled = STRING_OR_EQUALS.sub(lambda match: "==" if match[0] == "=" else match[0], where)
+        condition = _condition(ast.parse(doubled, mode="eval").body)
     except (UserError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
         date = DATE.search(STRING_OR_EQUALS.sub("", where))  # which Python reads as a subtraction of octal numbers
         reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
@@ -389,7 +389,14 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
                 forms.append(name.removeprefix(folder))
         return any(globs.matches(form.replace(os.sep, "/")) for form in forms)
 
-    for function, num_arguments in ((path_fits, 2), (contains, 2), (is_same, 2), (number, 1), (distance, 4)):
+    numbers_of_arguments: dict[Callable[..., Any], int] = {
+        path_fits: 2,
+        contains: 2,
+        is_same: 2,
+        number: 1,
+        distance: 4,
+    }
+    for function, num_arguments in numbers_of_arguments.items():
         connection.create_function(function.__name__, num_arguments, function, deterministic=True)
 
 

@@ -157,10 +157,12 @@ def _near(
     groups = []
     for members in connected(len(items), copies.tolist()):
         while members:  # each group is of copies of its first file
-            first, *others = members
-            is_copy = _compared(same, looks, np.array([(first, other) for other in others], np.int64).reshape(-1, 2))
-            groups.append([first, *np.array(others, np.int64)[is_copy].tolist()])
-            members = np.array(others, np.int64)[~is_copy].tolist()
+            first = members[0]
+            remaining = np.array(members[1:], np.int64)
+            pairs_of_first = np.array([(first, other) for other in remaining])
+            is_copy = _compared(same, looks, pairs_of_first)
+            groups.append([first, *remaining[is_copy].tolist()])
+            members = remaining[~is_copy].tolist()
     return groups
 
 
@@ -172,7 +174,8 @@ def _looks(
 ) -> dict[int, np.ndarray]:
     """Looks of the files at some positions, without those that cannot be read, by position."""
     looks = {}
-    for number, value in map_content([items[position] for position in positions], index.roots(), look):
+    to_read = [items[position] for position in positions]
+    for number, value in map_content(to_read, index.roots(), look):
         looks[positions[number]] = value
     missing = [items[position] for position in positions if position not in looks]
     if missing:
@@ -240,6 +243,7 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     estimator = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH)
     fitted = estimator.fit(centred)
+    names_of_words = texts_of("word")
     words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
     groups = []
     for label in np.unique(fitted.labels_):
@@ -247,8 +251,11 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
         centre = unit(centred[rows].mean(axis=0, keepdims=True))[0]
         cosines = centred[rows] @ centre
         best_first = np.argsort(-cosines, kind="stable")
-        members = [Member(item=items[rows[place]], similarity=float(cosines[place])) for place in best_first]
-        names = [texts_of("word")[place] for place in np.argsort(-(words @ centre), kind="stable")[:NAMES]]
+        members = []
+        for place in best_first:
+            members.append(Member(item=items[rows[place]], similarity=float(cosines[place])))
+        nearest_words = np.argsort(-(words @ centre), kind="stable")[:NAMES]
+        names = [names_of_words[place] for place in nearest_words]
         groups.append(Group(tuple(members), tuple(names)))
     return sorted(groups, key=lambda group: -len(group.members))
 

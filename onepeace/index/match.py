@@ -54,6 +54,8 @@ SMALLEST = 1e-8
 """Lower bound of divisors and variances."""
 FORMAT = "3"
 """Version of the files of `Banks.to_bytes`."""
+SCORES = ("best", "squares", "sums", "counts")
+"""Attributes of `Banks` that an index stores."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
 CALIBRATION = "calibration.safetensors"
@@ -201,7 +203,7 @@ class Banks:
         """Scores of the queries in one index, for `load`."""
         from safetensors.numpy import save
 
-        return save({"best": self.best, "squares": self.squares, "sums": self.sums, "counts": self.counts})
+        return save({name: getattr(self, name) for name in SCORES})
 
 
 def _digest(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> str:
@@ -299,8 +301,9 @@ def calibrate(index: Any) -> Banks:
             drawn = means[random.permutation(rows)[:DRAWN]]
             cosines = drawn @ drawn.T
             np.fill_diagonal(cosines, -1)
-            farthest = np.argsort(cosines.max(axis=1), kind="stable")[: round(share * len(drawn))]
-            vectors[modality] = drawn[np.sort(farthest)]
+            farthest = np.argsort(cosines.max(axis=1), kind="stable")
+            kept = farthest[: round(share * len(drawn))]
+            vectors[modality] = drawn[np.sort(kept)]
     if vectors.keys() <= TEXTS.keys():
         raise UserError(f"no picture or sound; {FEWEST} generic ones are needed", where=index.folder)
     return Banks(vectors, index.model_hash)
@@ -329,10 +332,10 @@ class Scale:
     def __init__(self, banks: Banks, query: "QueryVector") -> None:
         self._unrelated: dict[str, BankScores] = {}  # by modality of the items
         for modality in MODALITIES:
-            scores = [banks.scores(part.bank, modality) for part in query.parts]
-            known = [of_part for of_part in scores if of_part is not None]
-            if len(known) == len(scores):
-                self._unrelated[modality] = known[0] if len(known) == 1 else _scores_of_sum(query.parts, known)
+            scores_or_none = [banks.scores(part.bank, modality) for part in query.parts]
+            scores_of_parts = [scores for scores in scores_or_none if scores is not None]
+            if len(scores_of_parts) == len(query.parts):
+                self._unrelated[modality] = _scores_of_sum(query.parts, scores_of_parts)
         self._length = 1.0  # weights of single parts change nothing
         if len(query.parts) > 1:
             weighted = [part.weight * part.vector for part in query.parts]
@@ -383,6 +386,8 @@ def _first_shares(best_z: Mapping[str, NDArray]) -> dict[str, float]:
 
 def _scores_of_sum(parts: "Sequence[EncodedPart]", unrelated: Sequence[BankScores]) -> BankScores:
     """Scores of unrelated queries that are sums like those of the parts; see the head of the file."""
+    if len(parts) == 1:
+        return unrelated[0]
     weights = np.array([part.weight for part in parts])
     vectors = np.stack([part.vector for part in parts])
     centres = np.stack([scores.centre for scores in unrelated])

@@ -59,10 +59,7 @@ class Query:
     """What the fields say, part by part; the weight of `without` is below 0."""
 
     def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            is_number = isinstance(weight, (int, float))
-            if name not in FIELDS or not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
-                raise UsageError(f"the weight of {name} is {weight!r}; {', '.join(FIELDS)} can have one from 0 to 1e6")
+        self._check_weights()
         parts = []
         for name in FIELDS:
             values = self._values(name)
@@ -92,6 +89,12 @@ class Query:
     def is_text(self) -> bool:
         """Whether hits should fit texts alone, not a picture, a sound, a file or a vector too."""
         return all(part.field == "text" for part in self.parts if part.weight > 0)
+
+    def _check_weights(self) -> None:
+        for name, weight in self.weights.items():
+            is_number = isinstance(weight, (int, float))
+            if name not in FIELDS or not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
+                raise UsageError(f"the weight of {name} is {weight!r}; {', '.join(FIELDS)} can have one from 0 to 1e6")
 
     def _values(self, name: str) -> list[Any]:
         """Values of a field, which may hold one or a list."""
@@ -185,10 +188,11 @@ def encode(query: Query, index: Any) -> QueryVector:
     to_encode = [part for part in query.parts if part.field not in ("like", "vector")]
     is_text = all(part.field == "text" for part in to_encode)
     encoded: Any = []
+    inputs = [{part.field: part.value} for part in to_encode]
     if to_encode and is_text and index.text_branch is not None:
         encoded = index.text_branch.encode([part.value for part in to_encode])
     elif to_encode:
-        encoded = index.embedder.encode([{part.field: part.value} for part in to_encode], progress=False)
+        encoded = index.embedder.encode(inputs, progress=False)
     vectors = iter(np.asarray(encoded))
     encoded_parts = []
     for part in query.parts:
@@ -311,7 +315,7 @@ def without_files(index: Any, allowed: Allowed, paths: Sequence[bytes]) -> Allow
     """The rows without those of some files."""
     if not paths:
         return allowed
-    ids = index.store.ids(f"path IN ({', '.join('?' * len(paths))})", paths)
+    ids = index.store.ids(f"path IN ({', '.join('?' for _ in paths)})", paths)
     return allowed.only(index.matrix, ~rows_of_files(index.matrix, ids))
 
 

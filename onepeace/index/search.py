@@ -161,7 +161,16 @@ class Results(Sequence[Hit]):
         }
 
 
-NO_ROWS = (np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0), np.empty(0), np.empty(0, bool))
+NO_ROWS = (
+    np.empty(0, np.int64),
+    np.empty(0, np.float32),
+    np.empty(0),
+    np.empty(0),
+    np.empty(0, bool),
+)
+"""Rows, cosines, z-scores, matches, and whether their files have the words."""
+Masks = list[tuple[bool, np.ndarray | None]]
+"""Rows of the files that have all words of the query, or not, (n,) bool; None = all."""
 
 
 class Candidates(NamedTuple):
@@ -237,21 +246,24 @@ class Search:
                 return candidates, groups
             # The rows that were not fetched come after the last one of their list, and match no better.
             places = np.flatnonzero(np.isin(candidates.rows, candidates.cut))
-            is_full = len(groups) >= self.num_ordered and groups[self.num_ordered - 1][0] <= places[0]
+            last_groups = groups[self.num_ordered - 1 : self.num_ordered]
+            is_full = any(group[0] <= places[0] for group in last_groups)
             if is_full or not is_hit[places].any():
                 return candidates, groups
             count *= GROWTH
 
-    def _masks(self) -> list[tuple[bool, np.ndarray | None]]:
+    def _masks(self) -> Masks:
         """Masks of the rows of files that have all words of the query, and of all others."""
         if not len(self.words.file_ids):
             return [(False, self.allowed.rows)]
         have_words = rows_of_files(self.matrix, self.words.file_ids)
-        if self.allowed.rows is None:
-            return [(True, have_words), (False, ~have_words)]
-        return [(True, self.allowed.rows & have_words), (False, self.allowed.rows & ~have_words)]
+        have_none = ~have_words
+        if self.allowed.rows is not None:
+            have_words &= self.allowed.rows
+            have_none &= self.allowed.rows
+        return [(True, have_words), (False, have_none)]
 
-    def _candidates(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> Candidates:
+    def _candidates(self, masks: Masks, count: int) -> Candidates:
         """Up to ``count`` rows of each modality in each mask: those with rare words first, then by `worth`.
 
         If any modality has no matches, the rows are ordered by cosine and have no matches.
@@ -270,7 +282,8 @@ class Search:
                     is_copy = cosines >= SAME
                     z_scores = np.where(is_copy, np.inf, z_scores)
                     matches = np.where(is_copy, 1.0, matches)
-                parts.append((rows, cosines, z_scores + WORDS_Z * has_words, matches, np.full(len(rows), has_words)))
+                z_scores = z_scores + WORDS_Z * has_words
+                parts.append((rows, cosines, z_scores, matches, np.full(len(rows), has_words)))
                 if len(rows) == count:
                     cut.append(int(rows[-1]))
         rows, cosines, z_scores, matches, have_words = map(np.concatenate, zip(*parts, strict=True))
@@ -297,7 +310,7 @@ class Search:
         best = places[np.sort(first)]  # of each file
         if not self.options.collapse:
             return [[place] for place in best.tolist()]
-        groups: dict[int, list[int]] = {place: [place] for place in best.tolist()}
+        groups = {place: [place] for place in best.tolist()}
         for place, other in self._alike(rows, best):
             if place in groups and other in groups:
                 groups[other] += groups.pop(place)
@@ -317,9 +330,10 @@ class Search:
         if not pairs:
             return []
         file_of = self.matrix.file[rows].tolist()
-        items = self.store.items_of([file_of[place] for place in {*itertools.chain(*pairs)}])
-        kind_of = {place: items[file_of[place]].modality for place in {*itertools.chain(*pairs)}}
-        return [(place, other) for place, other in pairs if kind_of[place] == kind_of[other]]
+        in_pairs = {*itertools.chain(*pairs)}
+        items = self.store.items_of([file_of[place] for place in in_pairs])
+        kinds = {place: items[file_of[place]].modality for place in in_pairs}
+        return [(place, other) for place, other in pairs if kinds[place] == kinds[other]]
 
     def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
         """The hits from `offset` on, `top` of them."""
@@ -362,7 +376,8 @@ class Search:
             is_kept = (candidates.matches >= POSSIBLE) | candidates.have_words
             groups = [group for group in groups if is_kept[group[0]]] or groups
         groups = groups[: self.num_ordered]
-        leaders = self.matrix.file[candidates.rows[[group[0] for group in groups]]].tolist()
+        rows = candidates.rows[[group[0] for group in groups]]
+        leaders = self.matrix.file[rows].tolist()
         items = self.store.items_of(leaders)
 
         def key(number: int) -> tuple[int, float, str]:
