@@ -186,14 +186,7 @@ def encode(query: Query, index: Any) -> QueryVector:
         UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
     to_encode = [part for part in query.parts if part.field not in ("like", "vector")]
-    is_text = all(part.field == "text" for part in to_encode)
-    encoded: Any = []
-    inputs = [{part.field: part.value} for part in to_encode]
-    if to_encode and is_text and index.text_branch is not None:
-        encoded = index.text_branch.encode([part.value for part in to_encode])
-    elif to_encode:
-        encoded = index.embedder.encode(inputs, progress=False)
-    vectors = iter(np.asarray(encoded))
+    vectors = iter(_encoded(to_encode, index))
     encoded_parts = []
     for part in query.parts:
         if part.field == "like":
@@ -205,6 +198,16 @@ def encode(query: Query, index: Any) -> QueryVector:
             bank = bank_of_text(part.value) if part.field == "text" else part.field
             encoded_parts.append(EncodedPart(bank=bank, vector=next(vectors), weight=part.weight))
     return QueryVector.of(encoded_parts)
+
+
+def _encoded(parts: Sequence[QueryPart], index: Any) -> Any:
+    """(n, E): vectors of n texts, pictures or sounds."""
+    if not parts:
+        return ()
+    if all(part.field == "text" for part in parts) and index.text_branch is not None:
+        return np.asarray(index.text_branch.encode([part.value for part in parts]))
+    inputs = [{part.field: part.value} for part in parts]
+    return np.asarray(index.embedder.encode(inputs, progress=False))
 
 
 def bank_of_text(text: str) -> str:
