@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
-from onepeace.files.drawing import Drawings
 from onepeace.files.table import format_table
 from onepeace.files.walk import FoundFile, Unreadable
 
@@ -50,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onepeace.embed.predict import TASKS
+    from onepeace.files.drawing import Drawings
     from onepeace.processors import ImageProcessor
 
     labels = _labels(args.labels)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError, printable
-from onepeace.files.drawing import Drawings
 from onepeace.files.source import describe
 from onepeace.files.table import format_table
 
@@ -49,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     modality, value = _query(args)
     found_files, problems = files.find(args.paths)
     readable = files.readable(found_files, SHOWN, "explain")
-    drawings = Drawings(args.draw) if args.draw else None
     from onepeace.embed.items import reason_of
+    from onepeace.files.drawing import Drawings
 
+    drawings = Drawings(args.draw) if args.draw else None
     model = options.load(args)
     query = model.encode([{modality: value}], progress=False)[0]
     caption = value if modality == "text" else os.path.basename(value)

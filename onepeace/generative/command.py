@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, expect
-from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
+    from onepeace.files.drawing import Drawings
     from onepeace.generative.generator import Generator
     from onepeace.generative.tasks import Answer, Task
 
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.files.drawing import Drawings
     from onepeace.progress import Progress
 
     name = args.command
@@ -148,8 +149,9 @@ def _result(name: str, answer: "Answer") -> dict[str, Any]:
     return {name: text.text, "agreement": text.agreement, "sure": text.is_sure}
 
 
-def _draw(drawings: Drawings, path: Path, box: list[float], phrase: str) -> str:
+def _draw(drawings: "Drawings", path: Path, box: list[float], phrase: str) -> str:
     """Save the picture with a box; returns the path of the drawing."""
+    from onepeace.files.drawing import with_box
     from onepeace.processors import ImageProcessor
 
     picture = ImageProcessor(draft=False).load(path)
