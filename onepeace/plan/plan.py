@@ -140,21 +140,24 @@ def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], pe
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; with ``model.size``, that of this size, so that no ``model.from`` is needed."""
+    """The model's configuration; that of ``model.size`` for a ``model.from`` that is not on this machine."""
     start = recipe.start
-    if start.source is None:
+    if start.source is None or _is_here(start.source):
         return make_config(recipe)
-    if start.size is not None and not Path(start.source).is_dir():
-        without_start = {key: value for key, value in recipe.model.items() if key != "from"}
-        return make_config(replace(recipe, model=without_start))
-    released = None if Path(start.source).is_dir() else find(start.source)
-    is_here = released is None or (cache_folder() / released).is_dir()
-    if not is_here or not (model_folder(start.source) / "config.yaml").exists():
+    if start.size is None:
         raise UserError(
             f"model.from {start.source} is not on this machine; to plan without it, give another model.from of the "
             f"same kind, or model.size=... ({', '.join(SIZES)})"
         )
-    return make_config(recipe)
+    without_start = {key: value for key, value in recipe.model.items() if key != "from"}
+    return make_config(replace(recipe, model=without_start))
+
+
+def _is_here(source: str) -> bool:
+    """Whether ``model.from`` can be read without a download."""
+    released = None if Path(source).is_dir() else find(source)
+    is_local = released is None or (cache_folder() / released).is_dir()
+    return is_local and (model_folder(source) / "config.yaml").exists()
 
 
 def planned_model(recipe: Recipe, config: Config) -> Trained:
