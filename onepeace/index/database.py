@@ -25,7 +25,7 @@ from onepeace.files.atomic import LOCK, locked, make_folder, sync, write_atomic
 from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 
 DATABASE = "index.sqlite"
-INDEX_FORMAT = "8"
+INDEX_FORMAT = "9"
 """Format version on disk; an index of another version is refused."""
 LOCAL = "local"
 """Value of ``meta["store"]`` if no vector database is used."""
@@ -58,7 +58,6 @@ SCHEMA = (
     modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL
 )""",
     "CREATE INDEX vectors_file ON vectors (file)",
-    "CREATE TABLE gone (id INTEGER PRIMARY KEY)",
     """CREATE TABLE words (
     file INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, name TEXT NOT NULL, ending TEXT NOT NULL,
     about TEXT NOT NULL, text TEXT NOT NULL
@@ -75,8 +74,7 @@ END""",
     VALUES ('delete', old.file, old.name, old.ending, old.about, old.text);
 END""",
 )
-"""Statements that make the tables. `gone` has the vectors that were removed since they were copied (vectors.py);
-`word_index` finds the rows of `words` by their words, and is derived from them."""
+"""Statements that make the tables. `word_index` finds the rows of `words` by their words, and is derived from them."""
 FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
 INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({', '.join('?' * (len(NAMES) + 1))})"  # noqa: S608
 INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
@@ -356,7 +354,7 @@ class Store:
     def remove(self, ids: Iterable[int]) -> None:
         """Remove files; call it in a transaction."""
         for id_ in ids:
-            gone = self.connection.execute("INSERT INTO gone SELECT id FROM vectors WHERE file = ?", (id_,))
+            gone = self.connection.execute("DELETE FROM vectors WHERE file = ?", (id_,))
             self.meta["removed"] = str(int(self.meta["removed"]) + gone.rowcount)
             self.connection.execute("DELETE FROM files WHERE id = ?", (id_,))
 

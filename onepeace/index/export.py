@@ -172,7 +172,7 @@ def export(index: Index, target: Path) -> int:
             for row in rows:
                 file_id = int(index.matrix.file[row])
                 described.append(_row_of(index, row, items[file_id]))
-            write(described, index.matrix.vectors_of(slice(rows.start, rows.stop)))
+            write(described, index.matrix.vectors[rows.start : rows.stop])
     return count
 
 

@@ -135,9 +135,6 @@ class Index:
             new_store = Store(self.folder)
             self.close()
             self.store = new_store
-        matrix = self.__dict__.get("matrix")
-        if matrix is not None and not matrix.mapped.are_whole():  # to read past its end kills the process
-            self.drop_cached()
         before = self.store.meta["generation"]
         with self.store.snapshot():
             has_changed = is_replaced or self.store.meta["generation"] != before

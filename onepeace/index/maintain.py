@@ -217,7 +217,7 @@ def _replace_all(store: Store, next_folder: Path) -> None:
     database = os.fspath(next_folder.absolute() / DATABASE)
     store.connection.execute("ATTACH ? AS next", (database,))
     with store.transaction():
-        for table in ("files", "blobs", "gone"):
+        for table in ("files", "blobs"):
             store.connection.execute(f"DELETE FROM {table}")  # noqa: S608 (fixed names)
         for table in TABLES:
             store.connection.execute(f"INSERT INTO {table} SELECT * FROM next.{table}")  # noqa: S608 (fixed names)

@@ -245,7 +245,7 @@ def _of_index(path: str, weight: float, index: Any) -> list[EncodedPart]:
     parts = []
     for code in dict.fromkeys(codes.tolist()):
         modality = index.modalities[code]
-        mean = matrix.vectors_of(rows[codes == code]).mean(axis=0, dtype=np.float64)
+        mean = matrix.vectors[rows[codes == code]].mean(axis=0, dtype=np.float64)
         vector = _unit(mean, f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
         parts.append(EncodedPart(bank=bank, vector=vector, weight=weight))
@@ -338,7 +338,7 @@ def without_other_spaces(index: Any, allowed: Allowed, vector: np.ndarray) -> Al
     codes_of_other_spaces = []
     for code in range(len(index.modalities)):
         rows = np.flatnonzero(index.matrix.modality == code)
-        some_vectors = index.matrix.vectors_of(rows[:: len(rows) // LOOKED_AT + 1])
+        some_vectors = index.matrix.vectors[rows[:: len(rows) // LOOKED_AT + 1]]
         if some_vectors.any() and not some_vectors[:, vector != 0].any():
             codes_of_other_spaces.append(code)
     if not codes_of_other_spaces:

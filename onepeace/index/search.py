@@ -318,7 +318,7 @@ class Search:
 
     def _alike(self, rows: np.ndarray, places: np.ndarray) -> list[tuple[int, int]]:
         """Pairs of places whose rows are near copies, of files of one kind: a place, then one before it."""
-        vectors = self.matrix.vectors_of(rows[places])
+        vectors = self.matrix.vectors[rows[places]]
         modality = self.matrix.modality[rows[places]]
         pairs: list[tuple[int, int]] = []
         for start in range(0, len(places), BLOCK):

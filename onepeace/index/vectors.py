@@ -1,14 +1,14 @@
 """The vectors of an index as one matrix, and the nearest of them to a query.
 
-Most vectors are mapped from files that are copied from the database, so that none is read when an index is opened:
+The vectors are mapped from a file that is copied from the database, so that none is read when an index is opened:
 
     vectors-TOKEN.bin   the vectors by ascending id, and what each is of: `COLUMNS` (files/derived.py)
     lists-TOKEN.faiss   from `LARGE` vectors on, if FAISS is installed (extra `index`): inverted lists (Johnson et al.,
                         arXiv 1702.08734), which propose candidates that are compared exactly
 
-The database has their token, so files of another state are not used; the digest of a file up to `VERIFIED` bytes is
-compared when it is opened, that of a larger one by `index check` and `index update`. What was added after they were
-written is read from the database (the tail), what was removed since is listed there (the table "gone").
+The database has their token and state; the digest of a file up to `VERIFIED` bytes is compared when it is opened, that
+of a larger one by `index check` and `index update`. Until a writer has copied its changes, readers take them from the
+database, and do without the lists.
 """
 
 import hashlib
@@ -29,7 +29,6 @@ import numpy as np
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
 from onepeace.files.derived import Blocks, read_derived, write_derived
-from onepeace.files.sums import sha256_of
 from onepeace.index.database import VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
 from onepeace.threads import one_blas_thread
@@ -40,16 +39,11 @@ COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality":
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
 DERIVED = "derived"
-"""Entry of the metadata with the token of the files, and the length and digests of the lists."""
+"""Entry of the metadata with the token of the files, the state of the vectors in them, and what the lists are."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
 READ = 1 << 13
 """Vectors read from the database, or written to a file, at once."""
-MOST_CHANGES = 2000
-"""Vectors that may have been added or removed since the files were written, as it takes 10 ms to read so many from the
-database ..."""
-FEW = 20_000
-"""... from so many vectors on; the files of a smaller index are written after each change, in 0.1 s."""
 LARGE = 250_000
 """Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 LISTS = 1024
@@ -118,66 +112,10 @@ def remove_derived(folder: Path, but: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-class Files:
-    """The derived files of one state of an index.
-
-    Attributes:
-        columns: `COLUMNS` (n,); vectors: (n, E). If the file is missing or damaged, all are empty.
-        are_used: whether it is not.
-    """
-
-    def __init__(self, store: Store) -> None:
-        about = json.loads(store.meta.get(DERIVED, "{}"))
-        self.token: str = about.get("token", "")
-        self.path, self.lists_path = _paths(store.folder, self.token)
-        self._lists_about = about.get("lists")
-        content = read_derived(self.path, _key(self.token), most_checked=VERIFIED) if self.token else None
-        self.are_used = content is not None
-        self._sizes: dict[Path, int] = {}
-        """Bytes of the files that are mapped."""
-        self.columns = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
-        self.vectors = np.empty((0, store.embed_dim), VECTOR)
-        if content is not None:
-            self.columns = {name: content.arrays[name] for name in COLUMNS}
-            self.vectors = content.arrays["vectors"]
-            self._sizes[self.path] = self.path.stat().st_size
-
-    def are_whole(self) -> bool:
-        """Whether none was cut short while it is mapped; reading past the end of one is a bus error."""
-        return all(not path.exists() or path.stat().st_size >= size for path, size in self._sizes.items())
-
-    @property
-    def last(self) -> int:
-        """The largest id."""
-        return int(self.columns["id"][-1]) if len(self.vectors) else 0
-
-    def faults(self) -> Iterator[str]:
-        """Yield one line for each file that is not what was written; reads all of them."""
-        if self.token and read_derived(self.path, _key(self.token)) is None:
-            yield f"{self.path.name} is not what was written"
-        if self._lists_about and (
-            not self.lists_path.exists() or sha256_of(self.lists_path) != self._lists_about["digest"]
-        ):
-            yield f"{self.lists_path.name} is not what was written"
-
-    @cached_property
-    def lists(self) -> Any:
-        """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
-        if not self.are_used or not self._lists_about or not self.lists_path.exists():
-            return None
-        # FAISS reads beyond the end of a file that is cut off, or whose head is damaged; damage elsewhere only costs
-        # candidates.
-        head = _digest_of_head(self.lists_path, self.vectors.shape[1])
-        if self.lists_path.stat().st_size != self._lists_about["size"] or head != self._lists_about["head"]:
-            log.warning(LOST, self.lists_path, update_again(self.lists_path.parent))
-            return None
-        faiss = _faiss()
-        if faiss is None:
-            return None
-        self._sizes[self.lists_path] = self._lists_about["size"]
-        lists = faiss.read_index(os.fspath(self.lists_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0  # to start 32 threads takes 1 ms a query
-        return lists
+def _about(store: Store) -> dict[str, Any]:
+    """The entry `DERIVED` of the metadata; its token is empty if there are no files."""
+    about: dict[str, Any] = json.loads(store.meta.get(DERIVED, '{"token": "", "state": "", "lists": null}'))
+    return about
 
 
 def _paths(folder: Path, token: str) -> tuple[Path, Path]:
@@ -185,15 +123,18 @@ def _paths(folder: Path, token: str) -> tuple[Path, Path]:
     return folder / f"vectors-{token}.bin", folder / f"lists-{token}.faiss"
 
 
-def _key(token: str) -> list[str]:
-    """Key of the file of vectors of a token."""
-    return [token, *COLUMNS]
+def _about_lists(path: Path, embed_dim: int) -> dict[str, Any] | None:
+    """Size of a file of lists, and digest of what it has before the vectors in it; None if there is none.
 
-
-def _digest_of_head(path: Path, embed_dim: int) -> str:
-    """Digest of what lists have before the vectors in them: centroids and lengths."""
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))).hexdigest()
+    FAISS reads beyond the end of a file that is cut off, or whose head is damaged; damage elsewhere only costs
+    candidates.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))
+            return {"size": os.fstat(file.fileno()).st_size, "head": hashlib.sha256(head).hexdigest()}
+    except FileNotFoundError:
+        return None
 
 
 @cache
@@ -212,62 +153,49 @@ class Matrix:
         store: open for reading, in a context in which all reads see one state.
 
     Attributes:
+        vectors: (n, E) float32, unit rows.
         columns: `COLUMNS` (n,), of them
         id: (n,) int64, ascending;
         file: (n,) int64: the id of the file of each row;
         modality: (n,) int8: place in `Store.modalities`.
+        is_mapped: whether all of them are mapped from the file.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.mapped = files = Files(store)
-        if files.token and not files.are_used:
-            log.warning(LOST, files.path, update_again(store.folder))
-        tail = [*read(store, files.last)]
-        self._tail = np.concatenate([vectors for _, vectors in tail])
-        columns = files.columns
-        self._place: np.ndarray | None = None
-        """(n,) int64: number of each row among the vectors of the files, gone ones too, then those of the tail; None if
-        it is the row."""
-        gone = [id_ for (id_,) in store.select("SELECT id FROM gone WHERE id <= ?", (files.last,))]
-        if gone or len(self._tail):
-            is_left = np.ones(len(files.vectors) + len(self._tail), bool)
-            is_left[np.searchsorted(columns["id"], gone)] = False
-            self._place = np.flatnonzero(is_left)
-            columns = {}
-            for name, column in files.columns.items():
-                columns[name] = np.concatenate([column, *(rows[name] for rows, _ in tail)])[self._place]
+        about = _about(store)
+        path, self._lists_path = _paths(store.folder, about["token"])
+        self._lists_about = about["lists"]
+        self.columns = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
+        self.vectors = np.empty((0, store.embed_dim), VECTOR)
+        content = read_derived(path, about["token"], most_checked=VERIFIED)
+        if content is not None:
+            self.columns = {name: content.arrays[name] for name in COLUMNS}
+            self.vectors = content.arrays["vectors"]
+        elif about["token"]:
+            log.warning(LOST, path, update_again(store.folder))
+        self.is_mapped = content is not None and about["state"] == vectors_state(store)
+        if not self.is_mapped:
+            self._read_changes()
+        self.id = self.columns["id"]
+        self.file = self.columns["file"]
+        self.modality = self.columns["modality"]
+
+    def _read_changes(self) -> None:
+        """Leave out what has been removed since the file was written, and add what is new."""
+        ids = self.columns["id"]
+        last = int(ids[-1]) if len(ids) else 0
+        kept_ids = self.store.select("SELECT id FROM vectors WHERE id <= ?", (last,))
+        is_kept = np.isin(ids, np.array(kept_ids, np.int64))
+        added = [*read(self.store, last)]
+        self.vectors = np.concatenate([self.vectors[is_kept], *(vectors for _, vectors in added)])
+        columns = {}
+        for name, column in self.columns.items():
+            columns[name] = np.concatenate([column[is_kept], *(rows[name] for rows, _ in added)])
         self.columns = columns
-        self.id = columns["id"]
-        self.file = columns["file"]
-        self.modality = columns["modality"]
 
     def __len__(self) -> int:
         return len(self.id)
-
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """(n, E) float32, unit rows; a copy if they are not all in the files, so better ask for `vectors_of` some."""
-        return self.vectors_of(slice(None))
-
-    def vectors_of(self, rows: Any) -> np.ndarray:
-        """(k, E) float32 vectors of k rows, or (E,) of one."""
-        if self._place is None:
-            return self.mapped.vectors[rows]
-        places = self._place[rows]
-        num_copied = len(self.mapped.vectors)
-        is_copied = places < num_copied
-        vectors = np.empty((*places.shape, self.store.embed_dim), VECTOR)
-        vectors[is_copied] = self.mapped.vectors[places[is_copied]]
-        vectors[~is_copied] = self._tail[places[~is_copied] - num_copied]
-        return vectors
-
-    def cosines(self, query: np.ndarray) -> np.ndarray:
-        """(n,) float32: cosine of each row with a unit vector (E,); -inf where it is not finite."""
-        cosines = _cosines(self.mapped.vectors, query)
-        if self._place is None:
-            return cosines
-        return np.concatenate([cosines, _cosines(self._tail, query)])[self._place]
 
     @cached_property
     def files(self) -> tuple[np.ndarray, np.ndarray]:
@@ -315,28 +243,34 @@ class Matrix:
                 neighbours[modality] = best
         return neighbours
 
+    @cached_property
+    def _lists(self) -> Any:
+        """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
+        faiss = _faiss()
+        if self._lists_about is None or not self.is_mapped or faiss is None:
+            return None
+        if _about_lists(self._lists_path, self.store.embed_dim) != self._lists_about:
+            log.warning(LOST, self._lists_path, update_again(self.store.folder))
+            return None
+        lists = faiss.read_index(os.fspath(self._lists_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0  # to start 32 threads takes 1 ms a query
+        return lists
+
     def listed(self, query: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray:
-        """Rows that the lists propose, and all wanted ones that are not in them; none without lists.
+        """Rows that the lists propose; none without lists.
 
         Args:
             wanted: (n,) bool, rows of which the best are asked for.
         """
-        lists = self.mapped.lists if len(self) >= LARGE else None
-        if lists is None:
+        if self._lists is None:
             return np.empty(0, np.int64)
-        num_copied = len(self.mapped.vectors)
-        is_wanted = wanted
-        if self._place is not None:
-            is_wanted = np.zeros(num_copied + len(self._tail), bool)
-            is_wanted[self._place[wanted]] = True
         faiss = _faiss()
         parameters = faiss.SearchParametersIVF(nprobe=PROBED)
-        if not is_wanted[:num_copied].all():
-            parameters.sel = faiss.IDSelectorBitmap(np.packbits(is_wanted[:num_copied], bitorder="little"))
+        if not wanted.all():
+            parameters.sel = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
         with one_blas_thread():
-            _, (numbers,) = lists.search(query[None], count, params=parameters)
-        places = np.concatenate([numbers[numbers >= 0], num_copied + np.flatnonzero(is_wanted[num_copied:])])
-        return places if self._place is None else np.searchsorted(self._place, places)
+            _, (rows,) = self._lists.search(query[None], count, params=parameters)
+        return rows[rows >= 0]
 
 
 def _seconds(value: np.float64) -> float | None:
@@ -358,7 +292,7 @@ class _Search:
         """The best rows of a modality, by float64 sums that depend only on the row, so that equal rows have equal
         cosines."""
         near = self._near(code)
-        vectors = self.matrix.vectors_of(near)
+        vectors = self.matrix.vectors[near]
         cosines = (vectors * self.query.astype(np.float64)).sum(axis=1)
         order = np.lexsort((near, -cosines))[: self.count]
         best_cosines = np.clip(cosines[order], -1, 1)
@@ -379,7 +313,7 @@ class _Search:
             if len(rows) < self.count:
                 rows = self.matrix.rows[code] if self.allowed is None else np.flatnonzero(wanted)
                 return self._best_of(rows, self._all_cosines[rows])
-        return self._best_of(rows, _cosines(self.matrix.vectors_of(rows), self.query))
+        return self._best_of(rows, _cosines(self.matrix.vectors[rows], self.query))
 
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
@@ -395,7 +329,7 @@ class _Search:
 
     @cached_property
     def _all_cosines(self) -> np.ndarray:
-        return self.matrix.cosines(self.query)
+        return _cosines(self.matrix.vectors, self.query)
 
 
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -419,47 +353,44 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def keep(store: Store) -> None:
-    """Write the derived files of an index that is open for writing, unless they are good enough.
+    """Write the derived files of an index that is open for writing, unless they are as they should be.
 
     If the disk is full, a warning is logged instead: the files only save time.
     """
     try:
         if is_stale(store):
-            token = secrets.token_hex(8)
-            try:
-                about = _write(store, token)
-                with store.transaction():
-                    store.connection.execute("DELETE FROM gone")
-                    store.meta[DERIVED] = json.dumps(about)
-            except BaseException:
-                for path in _paths(store.folder, token):
-                    path.unlink(missing_ok=True)
-                raise
-        remove_derived(store.folder, but=json.loads(store.meta[DERIVED])["token"])
+            _write(store)
     except OSError as error:
         log.warning("%s: the vectors cannot be copied (%s); searching takes longer", store.folder, one_line(error))
+    finally:
+        remove_derived(store.folder, but=_about(store)["token"])
 
 
 def is_stale(store: Store) -> bool:
-    """Whether the derived files are not as they were written, or lack so many of the vectors, or have so many others,
-    that they are written anew."""
-    files = Files(store)
-    ((num_added,),) = store.select("SELECT count(*) FROM vectors WHERE id > ?", (files.last,))
-    ((num_gone,),) = store.select("SELECT count(*) FROM gone WHERE id <= ?", (files.last,))
-    allowed = 0 if len(files.vectors) < FEW else MOST_CHANGES
-    return not files.are_used or num_added + num_gone > allowed or any(files.faults()) or _lacks_lists(files)
+    """Whether derived files are lacking, of another state, or not as they were written; reads all of them."""
+    about = _about(store)
+    if about["state"] != vectors_state(store) or any(faults(store)):
+        return True
+    return about["lists"] is None and _faiss() is not None and len(Matrix(store)) >= LARGE
 
 
-def _lacks_lists(files: Files) -> bool:
-    return len(files.vectors) >= LARGE and _faiss() is not None and files.lists is None
+def faults(store: Store) -> Iterator[str]:
+    """Yield one line for each derived file that is not what was written; reads all of them."""
+    about = _about(store)
+    path, lists_path = _paths(store.folder, about["token"])
+    if about["token"] and read_derived(path, about["token"]) is None:
+        yield f"{path.name} is not what was written"
+    if about["lists"] and about["lists"] != _about_lists(lists_path, store.embed_dim):
+        yield f"{lists_path.name} is not what was written"
 
 
-def _write(store: Store, token: str) -> dict[str, Any]:
-    """Write the derived files, and return the entry `DERIVED` of the metadata.
+def _write(store: Store) -> None:
+    """Write the derived files, and then their token to the database.
 
     Raises:
         OSError: the disk is full or not writable.
     """
+    token = secrets.token_hex(8)
     path, lists_path = _paths(store.folder, token)
     ((count,),) = store.select("SELECT count(*) FROM vectors")
     columns = {name: np.empty(count, dtype) for name, dtype in COLUMNS.items()}
@@ -473,23 +404,23 @@ def _write(store: Store, token: str) -> dict[str, Any]:
             yield vectors_of_rows
 
     blocks = Blocks((count, store.embed_dim), VECTOR, vectors())
-    write_derived(path, _key(token), {"vectors": blocks, **columns})  # the columns are known by then
+    write_derived(path, token, {"vectors": blocks, **columns})  # the columns are known by then
     sync(path)
-    about: dict[str, Any] = {"token": token}
-    if count >= LARGE:
-        content = read_derived(path, _key(token), most_checked=0)
-        if content is not None:
-            about["lists"] = _write_lists(content.arrays["vectors"], lists_path)
+    content = read_derived(path, token, most_checked=0) if count >= LARGE else None
+    if content is not None:
+        _write_lists(content.arrays["vectors"], lists_path)
     sync(store.folder)
-    return about
+    about = {"token": token, "state": vectors_state(store), "lists": _about_lists(lists_path, store.embed_dim)}
+    with store.transaction():
+        store.meta[DERIVED] = json.dumps(about)
 
 
-def _write_lists(vectors: np.ndarray, path: Path) -> dict[str, Any] | None:
-    """Write inverted lists over all rows, whose numbers are those of the rows; None if FAISS is not installed."""
+def _write_lists(vectors: np.ndarray, path: Path) -> None:
+    """Write inverted lists over all rows, whose numbers are those of the rows, if FAISS is installed."""
     faiss = _faiss()
     if faiss is None:
         log.info("%s: faiss is not installed, so every vector is compared (extra index)", path.parent)
-        return None
+        return
     count, embed_dim = vectors.shape
     chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
     byte = faiss.ScalarQuantizer.QT_8bit
@@ -503,7 +434,6 @@ def _write_lists(vectors: np.ndarray, path: Path) -> dict[str, Any] | None:
     except RuntimeError as error:
         raise OSError(one_line(error)) from error
     sync(path)
-    return {"size": path.stat().st_size, "digest": sha256_of(path), "head": _digest_of_head(path, embed_dim)}
 
 
 def is_as_stored(store: Store) -> bool:
@@ -515,7 +445,7 @@ def is_as_stored(store: Store) -> bool:
         for name, column in matrix.columns.items():
             if not np.array_equal(column[block], rows[name], equal_nan=name in ("start", "end")):
                 return False
-        if vectors.tobytes() != matrix.vectors_of(block).tobytes():
+        if vectors.tobytes() != matrix.vectors[block].tobytes():
             return False
         start += len(rows)
     return start == len(matrix)

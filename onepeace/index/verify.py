@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
 from onepeace.index.database import Damaged, Store, build_again, failing, update_again
-from onepeace.index.vectors import Files, is_as_stored
+from onepeace.index.vectors import faults, is_as_stored
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -132,9 +132,8 @@ def check(folder: str | os.PathLike[str]) -> CheckReport:
     try:
         with closing(Store(report.folder)) as store, store.snapshot(), failing(report.folder, "read"):
             report.damaged = list(dict.fromkeys(_faults(store)))  # SQLite may report one twice
-            files = Files(store)
-            report.lost = list(files.faults())
-            if files.are_used and not report.lost and not is_as_stored(store):
+            report.lost = list(faults(store))
+            if not report.lost and not is_as_stored(store):
                 report.damaged.append("the copy of the vectors is not what the database has")
             report.files = store.count("problem IS NULL")
     except Damaged as error:

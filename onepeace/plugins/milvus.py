@@ -124,7 +124,7 @@ class Collection:
         for first in range(0, len(ids), BATCH):
             rows = np.searchsorted(self._matrix.id, ids[first : first + BATCH])
             modalities = self._matrix.modality[rows].tolist()
-            vectors = self._matrix.vectors_of(rows)
+            vectors = self._matrix.vectors[rows]
             entries = [
                 {"id": id_, "modality": modality, "vector": vector}
                 for id_, modality, vector in zip(self._matrix.id[rows].tolist(), modalities, vectors, strict=True)

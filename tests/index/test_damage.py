@@ -167,22 +167,3 @@ def test_index_is_read_on_a_full_disk(index):
         (index / f"{DATABASE}{ending}").unlink(missing_ok=True)
 
     run_python(READ_ON_A_FULL_DISK, index, cwd=Path(__file__).parents[1])
-
-
-OPEN_WHILE_CUT = """
-import os, sys
-import numpy as np
-from onepeace.index import Index, Query
-from onepeace.index.vectors import derived
-with Index.open(sys.argv[1]) as index:
-    query = Query(vector=np.ones(index.embed_dim))
-    before = [hit.item.path for hit in index.search(query)]
-    for path in derived(index.folder):
-        os.truncate(path, 0)
-        assert [hit.item.path for hit in index.search(query)] == before
-"""
-
-
-def test_open_index_survives_that_its_files_are_cut(index):
-    """Reading beyond the end of a mapped file would be a bus error, which ends the process."""
-    run_python(OPEN_WHILE_CUT, index)
