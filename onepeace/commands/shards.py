@@ -17,8 +17,7 @@ SOURCE is one of
   a .csv, .tsv or .jsonl   with some of the columns image, audio, text (or caption, captions) and label; paths are
                            relative to its folder; in a .jsonl a caption may be a list of captions
   a .parquet or a folder   the same columns; a picture or sound is a path, bytes, or {bytes, path} as datasets (Hugging
-  of datasets              Face) stores it, and the folder is one of .parquet files, or what save_to_disk wrote (extra
-                           `parquet`)
+  of .parquet files        Face) stores it (extra `parquet`)
   a folder                 a.jpg, a.wav or both, with a.txt beside it, one caption per line; if no file has a .txt, the
                            name of its folder is its label
   a public dataset         with --layout FILE.py; -o is the folder for train/ and val/. Older shards are overwritten

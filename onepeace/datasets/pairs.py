@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from onepeace.datasets.arrow import data_files, is_arrow, read_arrow
 from onepeace.datasets.layout import Record, Skipped, skipped
+from onepeace.datasets.parquet import data_files, is_parquet, read_parquet
 from onepeace.datasets.reading import plain_name
 from onepeace.datasets.tables import (
     CAPTIONS,
@@ -31,6 +31,8 @@ from onepeace.processors import PROCESSORS, guessed
 
 PICTURE_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg"}
 """File endings by Pillow's name of the format, unless it is that name."""
+SAVED = ("state.json", "dataset_dict.json")
+"""Files in folders that `save_to_disk` of datasets (Hugging Face) writes, in a format that only it reads."""
 LONGEST_PART = 80
 """Characters of a part of a path; names of files have at most 255 bytes."""
 
@@ -85,18 +87,20 @@ def from_source(
     """A sample, or a `Skipped` with the reason, for each row of a table or data set, or for the files of a folder.
 
     Columns are image, audio (or as in `PLACES`), text (or as in `CAPTIONS`) and label; empty cells are ignored. Paths
-    are relative to the folder of the table. The caption in a .jsonl, Parquet or Arrow file is one text or a list.
+    are relative to the folder of the table. The caption in a .jsonl or Parquet file is one text or a list.
 
     Args:
         columns: names of columns by their content, where they are not the usual ones.
-        split: name of the split of a data set that has several (arrow.py).
+        split: name of the split of a data set that has several (parquet.py).
 
     Raises:
         UserError: the source cannot be read, has no row, or no column of files.
     """
     names = column_names(columns or {})
-    if is_arrow(path):
-        return _from_arrow(path, names, split)
+    if any((path / name).exists() for name in SAVED):
+        raise UserError("was written by save_to_disk; write Parquet instead: dataset.to_parquet(FILE)", where=path)
+    if is_parquet(path):
+        return _from_parquet(path, names, split)
     if split is not None:
         raise UsageError("is not a data set with splits; leave out --split", where=path)
     if not path.is_dir():
@@ -119,7 +123,7 @@ def _from_table(path: Path, names: ColumnNames) -> Iterator[Record | Skipped]:
         raise UserError("has no rows", where=path)
 
 
-def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[Record | Skipped]:
+def _from_parquet(path: Path, names: ColumnNames, split: str | None) -> Iterator[Record | Skipped]:
     has_rows = False
     for file in data_files(path, split):
 
@@ -130,7 +134,7 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
                 lower_names.update(map(str.lower, names_of_content))
             return [column for column in columns if column.lower() in lower_names]
 
-        for row in read_arrow(file, choose):
+        for row in read_parquet(file, choose):
             has_rows = True
             yield _sample(row, file, "row", names)
     if not has_rows:

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     """A row that could be read."""
 
     line: int
-    """First line of the row, from 1; in a Parquet or Arrow file, the number of the row."""
+    """First line of the row, from 1; in a Parquet file, the number of the row."""
     cells: dict[str, Any]
     """Cells by column: strings of a .csv or .tsv, without the spaces around them; any values of other files."""
 

@@ -8,8 +8,9 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -30,21 +31,20 @@ STEP = 1.0
 EVERY = 5.0
 """Seconds between two pictures of an unchanging scene."""
 STRETCH = 3.0
-"""Factor by which key frames may be farther apart before frames between them are decoded: encoders with a key frame
-every 10 s add others where scenes change."""
+"""Factor by which key frames may be farther apart before the frames between them are decoded too: encoders with a key
+frame every 10 s add others where scenes change."""
 CHANGE = 0.25
 """Share of the colours, compared place by place, that differ in a new scene: panning and zooming over a photo usually
 changes 0.14 of them, rarely 0.30; two photos usually differ in 0.57, rarely in only 0.36. Similar pictures are left out
 later (index/embed.py)."""
 SLACK = 1e-3
 """Seconds by which two times of the same picture may differ, since they are stored rounded."""
-HELD_BYTES = 64 << 20
-"""Maximum bytes of packets held until it is decided whether everything between two key frames is decoded."""
 MIN_COVERAGE = 0.9
 """Minimum share of a file's duration that its pictures cover, unless it was cut off or continues as sound only."""
 LEVELS = 4
 """Levels of each of red, green and blue that are distinguished."""
-
+Skipped = Literal["NONKEY", "NONREF"]
+"""Pictures that are not decoded: all but key frames, or those that no other is decoded from."""
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -61,10 +61,9 @@ class Frame(NamedTuple):
 def frames(path: Source, *, step: float = STEP) -> Iterator[Frame]:
     """Yield the first picture, those at changes of the scene, and others so that few gaps are longer than `EVERY`.
 
-    Key frames are examined, since encoders put one at the start of a scene and every few seconds; if they are close
-    enough, nothing else is decoded. If two are more than `STRETCH` times `EVERY` seconds apart, everything between them
-    is decoded. Pictures are at least `step` seconds apart. One picture and at most 64 MiB of packets are in memory at a
-    time.
+    Key frames are examined, since encoders put one at the start of a scene and every few seconds; nothing else is
+    decoded, unless two of them are more than `STRETCH` times `EVERY` seconds apart. To know this, the headers of all
+    packets are read first. Pictures are at least `step` seconds apart, and one at a time is in memory.
 
     Args:
         path: a local file, a file that was opened, or the content of one.
@@ -79,8 +78,10 @@ def frames(path: Source, *, step: float = STEP) -> Iterator[Frame]:
     every = max(EVERY, step)
     last_time = 0.0
     last_colours = None
+    longest_gap, end, whole = _distances(path)
+    skipped: Skipped = "NONKEY" if longest_gap <= STRETCH * every else "NONREF"
     with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
-        for time, frame in _candidates(container, name, STRETCH * every, step):
+        for time, frame in _candidates(container, name, skipped, step):
             colours = colour_histograms(frame)
             is_due = last_colours is None or abs(time - last_time) >= every
             if is_due or np.abs(colours - last_colours).sum() / 2 > CHANGE:
@@ -89,6 +90,8 @@ def frames(path: Source, *, step: float = STEP) -> Iterator[Frame]:
                 yield Frame(time, _upright(frame))
     if last_colours is None:
         raise UserError("no picture in it can be decoded", where=name)
+    if end + 1 < MIN_COVERAGE * whole:
+        raise UserError(f"its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off", where=name)
 
 
 def frame_at(path: Source, time: float) -> Frame:
@@ -198,66 +201,36 @@ def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Pac
     return seconds
 
 
+def _distances(path: Source) -> tuple[float, float, float]:
+    """Seconds between the two key frames farthest apart, up to the last picture, and of the whole by the header."""
+    name = describe(path)
+    times = [0.0]
+    end = 0.0
+    with open_container(_file(path), name) as container:
+        stream = _pictures(container, name)
+        seconds = _clock(container, stream)
+        with suppress(Exception):  # damaged; an error where it is decoded
+            for packet in container.demux(stream):
+                if packet.size:  # the last one is empty
+                    end = max(end, seconds(packet))
+                    if packet.is_keyframe:
+                        times.append(seconds(packet))
+        whole = declared_duration(container, stream) or 0.0
+    return float(np.diff([*times, end]).max()), end, whole
+
+
 def _candidates(
-    container: "InputContainer", name: str, most: float, step: float
+    container: "InputContainer", name: str, skipped: Skipped, step: float
 ) -> "Iterator[tuple[float, VideoFrame]]":
-    """Pictures at least `step` apart, with their times; `UserError` if they end long before the file does."""
+    """Pictures at least `step` seconds apart, with their times; `skipped` is the kind that ffmpeg does not decode."""
     stream = _pictures(container, name)
     seconds = _clock(container, stream)
+    stream.codec_context.skip_frame = skipped
     last_time = -math.inf
-    end = 0.0
-    codec = stream.codec_context
-    codec.skip_frame = "NONREF"
-
-    def packets() -> "Iterator[Packet]":
-        nonlocal end
-        for packet in container.demux(stream):
-            if packet.size:  # the last one is empty
-                end = max(end, seconds(packet))
-                yield packet
-
-    for packet in _choose_packets(packets(), seconds, most, step):
-        for frame in codec.decode(packet):
-            if abs(seconds(frame) - last_time) >= step:
-                last_time = seconds(frame)
-                yield max(last_time, 0.0), frame
-        if packet is None:
-            codec.flush_buffers()
-    whole = declared_duration(container, stream) or 0.0
-    if end + 1 < MIN_COVERAGE * whole:
-        raise UserError(f"its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off", where=name)
-
-
-def _choose_packets(
-    packets: "Iterator[Packet]", seconds: "Callable[[Packet], float]", most: float, step: float
-) -> "Iterator[Packet | None]":
-    """Packets to decode, and None where the decoder is to be flushed."""
-    held: list[Packet] = []  # from a key frame on, not decoded; empty while all is decoded
-    size = 0
-    last_time = -math.inf
-
-    def key_frame() -> "Iterator[Packet | None]":
-        nonlocal last_time
-        if held and abs(seconds(held[0]) - last_time) >= step:
-            last_time = seconds(held[0])
-            yield held[0]
-        yield None
-
-    for count, packet in enumerate(packets):
-        if packet.is_keyframe or count == 0:
-            if count > 0:
-                yield from key_frame()
-            held = [packet]
-            size = packet.size
-        elif not held:
-            yield packet
-        else:
-            held.append(packet)
-            size += packet.size
-            if size > HELD_BYTES or abs(seconds(packet) - seconds(held[0])) > most:
-                yield from held
-                held = []
-    yield from key_frame()
+    for frame in container.decode(stream):
+        if abs(seconds(frame) - last_time) >= step:
+            last_time = seconds(frame)
+            yield max(last_time, 0.0), frame
 
 
 def colour_histograms(frame: "VideoFrame") -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.config import to_yaml
-from onepeace.datasets.arrow import is_arrow
+from onepeace.datasets.parquet import is_parquet
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.answers import HEAD, Answers, Gain, by_class, gains
@@ -106,7 +106,7 @@ def write_report(result: Result, source: Path, model: str) -> None:
 
 def commands_to_try(result: Result, source: Path) -> list[str]:
     """Commands that use the new model on the user's own files; none if they lie in the cells of a data set."""
-    if is_arrow(source):
+    if is_parquet(source):
         return []
     labels = result.summary.labels
     model = shlex.quote(str(result.folder / "model"))

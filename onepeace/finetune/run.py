@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import build, to_plain
-from onepeace.datasets.arrow import is_arrow
 from onepeace.datasets.layout import Skipped
+from onepeace.datasets.parquet import is_parquet
 from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
@@ -188,7 +188,7 @@ class FineTuning:
 
         It is beside the output, as that disk has room for the files: the shards are written there too.
         """
-        if not is_arrow(self.source):
+        if not is_parquet(self.source):
             yield None
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ class FineTuning:
         if len(labels) > CLASSES_SHOWN:
             names += f" and {len(labels) - CLASSES_SHOWN} more"
         self.say(f"the classes to learn are {names}")
-        if self.source.is_dir() and not is_arrow(self.source):
+        if self.source.is_dir() and not is_parquet(self.source):
             self.say(
                 "each folder is taken as a class; to learn captions instead, put a.txt beside a.jpg, or give a table"
             )

@@ -139,13 +139,6 @@ def test_close_key_frames_may_be_distant_for_a_short_interval(examined):
     assert len(examined) >= 25
 
 
-def test_everything_is_decoded_where_too_many_bytes_would_be_held(examined, monkeypatch):
-    monkeypatch.setattr(video, "HELD_BYTES", 10)
-
-    assert times(two_scenes(15)) == pytest.approx([0, 9, 19, 29], abs=0.41)
-    assert len(examined) >= 25
-
-
 # The picture of a second
 
 

@@ -1,8 +1,4 @@
-"""Rows of Parquet files, and of data set folders of the library datasets (Hugging Face), a batch at a time.
-
-A data set folder is what `Dataset.save_to_disk` writes (state.json and .arrow files), what `DatasetDict.save_to_disk`
-writes (a folder for each split), or a folder of .parquet files, such as a data set repository on the Hub.
-"""
+"""Rows of Parquet files, a batch at a time: one file, or a folder of them, such as a data set repository on the Hub."""
 
 import json
 import re
@@ -17,11 +13,7 @@ from onepeace.errors import UserError, need, one_line
 if TYPE_CHECKING:
     import pyarrow
 
-SUFFIXES = (".parquet", ".arrow")
-STATE = "state.json"
-"""File of a saved data set, which lists its .arrow files."""
-SPLITS = "dataset_dict.json"
-"""File of a saved dictionary of data sets, which lists its splits."""
+SUFFIX = ".parquet"
 PARQUET_PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 """Where a repository has its files: beside the README, in data/, or in CONFIGURATION/SPLIT/."""
 BATCH_ROWS = 32
@@ -39,12 +31,10 @@ ChooseColumns = Callable[[Sequence[str]], Collection[str]]
 """Returns the columns to read, given the names of all; UserError if one is missing."""
 
 
-def is_arrow(path: Path) -> bool:
-    """Whether a path is a Parquet or Arrow file, or a data set folder."""
+def is_parquet(path: Path) -> bool:
+    """Whether a path is a Parquet file, or a folder of them."""
     if not path.is_dir():
-        return path.suffix.lower() in SUFFIXES
-    if (path / STATE).exists() or (path / SPLITS).exists():
-        return True
+        return path.suffix.lower() == SUFFIX
     return any(next(path.glob(pattern), None) is not None for pattern in PARQUET_PATTERNS)
 
 
@@ -73,11 +63,6 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
     """The files of each split; "" is the split of files that name none."""
     if not path.is_dir():
         return {"": [path]}
-    if (path / SPLITS).exists():
-        names = _read_json(path / SPLITS, "splits")
-        return {str(name): _saved_files(path / str(name)) for name in names}
-    if (path / STATE).exists():
-        return {"": _saved_files(path)}
     files_by_split: dict[str, list[Path]] = defaultdict(list)
     for pattern in PARQUET_PATTERNS:
         for file in sorted(path.glob(pattern)):
@@ -94,44 +79,22 @@ def _split_of(path: Path) -> str:
     return ""
 
 
-def _saved_files(folder: Path) -> list[Path]:
-    """The files of `Dataset.save_to_disk`; others beside them are caches of later transformations."""
-    entries = _read_json(folder / STATE, "_data_files")
-    return [folder / Path(str(entry["filename"])).name for entry in entries]
+def read_parquet(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadRow]:
+    """Yield the rows of a Parquet file in order; ``line`` counts rows from 1.
 
-
-def _read_json(path: Path, field: str) -> list[Any]:
-    """A list in a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))[field]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"no list {field} can be read ({one_line(error)}); save the data set again", where=path
-        ) from error
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{field} is empty, so the data set has no rows", where=path)
-    return values
-
-
-def read_arrow(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadRow]:
-    """Yield the rows of a Parquet file, or of an .arrow file of datasets, in order; ``line`` counts rows from 1.
-
-    Numbers of a ClassLabel are replaced by their names, and -1 (no label) by None. Where the file is damaged, one
-    `BadRow` stands for all rows that follow.
+    Numbers of a ClassLabel of datasets (Hugging Face) are replaced by their names, and -1 (no label) by None. Where the
+    file is damaged, one `BadRow` stands for all rows that follow.
 
     Raises:
         UserError: the file cannot be opened, or pyarrow is not installed.
     """
     arrow = need("pyarrow", "parquet", str(file))
-    is_parquet = file.suffix.lower() == ".parquet"
     number = 0
-    with _opened(file, arrow, is_parquet) as reader:
-        schema = reader.schema_arrow if is_parquet else reader.schema
-        columns = list(choose_columns(schema.names))
-        class_names = _class_names(schema)
-        batches = reader.iter_batches(batch_size=BATCH_ROWS, columns=columns) if is_parquet else reader
+    with _opened(file, arrow) as reader:
+        columns = list(choose_columns(reader.schema_arrow.names))
+        class_names = _class_names(reader.schema_arrow)
         try:
-            for batch in batches:
+            for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                 for index in range(batch.num_rows):
                     number += 1
                     yield _row(number, batch, index, columns, class_names)
@@ -139,12 +102,10 @@ def read_arrow(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadR
             yield BadRow(number + 1, f"this row and all that follow cannot be read ({one_line(error)})")
 
 
-def _opened(file: Path, arrow: Any, is_parquet: bool) -> Any:
+def _opened(file: Path, arrow: Any) -> Any:
     """A reader of a file, which is a context manager."""
     try:
-        if is_parquet:
-            return need("pyarrow.parquet", "parquet").ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-        return arrow.ipc.open_stream(arrow.memory_map(str(file)))
+        return need("pyarrow.parquet", "parquet").ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"cannot be read ({one_line(error)})", where=file) from error
 

@@ -1,4 +1,4 @@
-"""Parquet files and data set folders of the library datasets as sources of `shards` and of a fine-tuning."""
+"""Parquet files and folders of them as sources of `shards` and of a fine-tuning."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 from onepeace.cli import main
 from onepeace.data.source import read_source
-from onepeace.datasets import arrow
+from onepeace.datasets import parquet as reader
 from onepeace.datasets.layout import Skipped
 from onepeace.datasets.pairs import from_source
 from onepeace.errors import UserError
@@ -174,7 +174,7 @@ def test_own_data_in_cells_is_unpacked(tmp_path, parquet_of):
 
 
 def test_damaged_file_ends_there_with_one_line(parquet_of, monkeypatch):
-    monkeypatch.setattr(arrow, "BATCH_ROWS", 2)
+    monkeypatch.setattr(reader, "BATCH_ROWS", 2)
     damaged = parquet_of(captioned_rows(8), row_group_size=2, use_dictionary=False)
     content = bytearray(damaged.read_bytes())
     start = parquet.ParquetFile(damaged).metadata.row_group(2).column(0).data_page_offset
@@ -248,12 +248,10 @@ def test_split_of_a_file_is_the_word_nearest_to_its_name(tmp_path, parquet_of):
     parquet_of(captioned_rows(1), "llm-eval/train-00000.parquet")
     parquet_of(captioned_rows(1), "llm-eval/validation/0000.parquet")
     for split, name in (("train", "train-00000.parquet"), ("validation", "0000.parquet")):
-        assert [file.name for file in arrow.data_files(tmp_path, split)] == [name]
+        assert [file.name for file in reader.data_files(tmp_path, split)] == [name]
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A data set that datasets saved, with a class label, and a dictionary of its splits."""
+def test_data_set_of_datasets_has_its_pictures_and_class_names(tmp_path, shards, written):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     label = datasets.ClassLabel(names=["cat", "dog"])
@@ -261,27 +259,15 @@ def saved(tmp_path):
         {"image": [cell(picture) for picture in PICTURES[:4]], "label": [1, 0, -1, 1]},
         features=datasets.Features({"image": datasets.Image(), "label": label}),
     )
-    data.save_to_disk(tmp_path / "saved", num_shards=2)
-    (tmp_path / "saved/cache-1f2e.arrow").write_bytes(b"of a later transformation")
-    splits = datasets.DatasetDict({"train": data, "test": data.select([0])})
-    splits.save_to_disk(tmp_path / "splits")
     data.to_parquet(tmp_path / "exported.parquet")
-    return tmp_path
 
+    shards(tmp_path / "exported.parquet", code=1)  # one row has no label
 
-@pytest.mark.parametrize("name", ["saved", "splits/train", "exported.parquet"])
-def test_saved_data_set_has_its_pictures_and_class_names(saved, shards, written, name):
-    shards(saved / name, code=1)  # one row has no label
     samples = written("image")
     assert [sample.label for sample in samples] == ["dog", "cat", "dog"]
-    pictures = [sample.inputs["image"] for sample in samples]
-    assert pictures == [PICTURES[0], PICTURES[1], PICTURES[3]]
-
-
-def test_split_of_a_saved_dictionary(saved, shards, written):
-    assert "--split" in shards(saved / "splits", code=1)
-    shards(saved / "splits", "--split", "test")
-    assert [sample.label for sample in written("image")] == ["dog"]
+    assert [sample.inputs["image"] for sample in samples] == [PICTURES[0], PICTURES[1], PICTURES[3]]
+    data.save_to_disk(tmp_path / "saved")
+    assert "to_parquet" in shards(tmp_path / "saved", code=1)
 
 
 def test_class_number_without_a_name_is_left_out(tmp_path):
