@@ -1,48 +1,37 @@
 """Checkpoints of PyTorch, and other pickles, read without running anything that they hold.
 
-A pickle is a program, and Python's unpickler executes it. Here an unpickler reads it to which all functions and classes
-are inert: it makes an `InertObject` of those that trainers store, and any other name is an error. Then
-`torch.load(weights_only=True)` reads the tensors, with the same stand-ins. Those in an archive of torch.save stay in
-the file, which is mapped into memory; its older format and bare pickles are read into memory.
+A pickle is a program, and Python's unpickler executes it. Here `torch.load(weights_only=True)` reads what torch.save
+wrote, whose numbers stay in the file, which is mapped into memory; an unpickler that knows tensors reads bare pickles.
+To both the classes that trainers store are inert (`InertObject`), and any other name is an error.
 """
 
 import codecs
 import collections
 import io
-import math
 import pickle
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from onepeace.errors import UsageError, UserError, one_line
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PICKLES = 5
-"""Pickles at the start of a file of torch.save's older format: mark, version, sizes of types, content, keys."""
-_BUILTINS = (
+OLD_MARK = 0x1950A86A20F9469CFC6C
+"""The first object in a file of torch.save before torch 1.6, which was no archive."""
+BUILTINS = (
     *("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "frozenset"),
     *("long", "unicode"),  # Python 2's names, which pickle protocol 2 uses
 )
-_STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
-INERT = frozenset(
-    [
-        *(f"torch.{name}Storage" for name in _STORAGES),
-        *(f"torch.{name}" for name in ("Size", "device", "float32", "float16", "bfloat16", "int64")),
-        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
-        *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
-        *("numpy.ndarray", "numpy.dtype", "argparse.Namespace", "typing.Any"),
-        *("pathlib.PosixPath", "pathlib.PurePosixPath", "datetime.timedelta"),
-        "torch._utils._rebuild_parameter",
-    ]
+INERT = frozenset(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in BUILTINS)
+INERT_PACKAGES = (
+    *("omegaconf.", "fairseq.", "one_peace."),
+    *("argparse.", "collections.", "datetime.", "numpy.", "pathlib.", "typing."),
 )
 """Names whose objects are read as inert records; trainers store their configuration in them."""
-INERT_PACKAGES = ("omegaconf.", "fairseq.", "one_peace.")
 
 
 class InertObject:
@@ -64,6 +53,13 @@ class InertObject:
         self.state = state
 
 
+def _inert(name: str) -> Callable[..., Any]:
+    """What takes the place of a class or function of a trainer; UserError for any other."""
+    if name not in INERT and not name.startswith(INERT_PACKAGES):
+        raise UserError(f"it holds {name[:100]!r}, which is neither tensor nor plain value")
+    return _stand_in(name)
+
+
 @cache
 def _stand_in(name: str) -> Callable[..., Any]:
     if name == "collections.defaultdict":
@@ -71,50 +67,34 @@ def _stand_in(name: str) -> Callable[..., Any]:
     return type(name, (InertObject,), {"name": name})
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler to which every name is inert, but for dictionaries, bytes and, in a bare pickle, tensors."""
+def _tensor(storage: Any, *place: Any) -> torch.Tensor:
+    """A tensor in a storage; ValueError if it is larger, as torch would enlarge the storage by any numbers."""
+    size = storage._size()
+    tensor = _rebuild_tensor_v2(storage, *place)
+    if storage._size() > size:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is longer than its storage")
+    return tensor
 
-    def __init__(self, file: IO[bytes], path: Path, *, is_bare: bool) -> None:
-        super().__init__(file, encoding="latin-1")
-        self.path = path
-        self.is_bare = is_bare
-        self.names: set[str] = set()
-        self.known: dict[str, Any] = {
-            "collections.OrderedDict": collections.OrderedDict,
-            "_codecs.encode": codecs.encode,  # how protocol 2 encodes bytes
-            "torch._utils._rebuild_tensor_v2": self.tensor,
-        }
-        if is_bare:
-            self.known["torch.storage._load_from_bytes"] = self.load_from_bytes
-            self.known["torch._utils._rebuild_parameter"] = _rebuild_parameter
+
+def _embedded(content: bytes) -> Any:
+    """What torch.save wrote into a bare pickle: the numbers of a tensor."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickler to which every name is inert, but for dictionaries, bytes and tensors."""
+
+    known: dict[str, Callable[..., Any]] = {  # noqa: RUF012
+        "collections.OrderedDict": collections.OrderedDict,
+        "_codecs.encode": codecs.encode,  # how protocol 2 encodes bytes
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_parameter": _rebuild_parameter,
+        "torch.storage._load_from_bytes": _embedded,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
-        if full_name in self.known:
-            return self.known[full_name]
-        is_inert = full_name in INERT or full_name.startswith(INERT_PACKAGES) or full_name == "collections.defaultdict"
-        if not is_inert:
-            raise UserError(
-                f"holds {full_name[:100]!r}, which is neither tensor nor plain value; nothing was run", where=self.path
-            )
-        self.names.add(full_name)
-        return _stand_in(full_name)
-
-    def persistent_load(self, key: Any) -> Any:
-        """A tensor's numbers, which are elsewhere in the file."""
-        return InertObject(key)
-
-    def tensor(self, storage: Any, start: int, shape: Sequence[int], stride: Sequence[int], *rest: Any) -> Any:
-        """A tensor of a bare pickle; torch would enlarge a storage that is too small for it, by any numbers."""
-        size = storage.args[0][4] if isinstance(storage, InertObject) else storage._size()
-        last = start + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
-        is_inside = 0 in shape or max(last + 1, math.prod(shape)) <= size
-        if not is_inside or min((start, *shape, *stride)) < 0:
-            raise ValueError(f"a tensor of shape {shape} is not in its storage of {size}")
-        return _rebuild_tensor_v2(storage, start, shape, stride, *rest) if self.is_bare else InertObject()
-
-    def load_from_bytes(self, content: bytes) -> Any:
-        return _read(self.path, io.BytesIO(content))
+        return self.known.get(full_name) or _inert(full_name)
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -124,53 +104,29 @@ def read_checkpoint(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            return _read(path, file)
-    except UserError:
-        raise
+            if file.read(2) == b"PK":
+                return _read_archive(path)
+            file.seek(0)
+            content = _Unpickler(file, encoding="latin-1").load()
+        return torch.load(path, map_location="cpu", weights_only=True) if content == OLD_MARK else content
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
         raise UsageError(f"{error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)", where=path) from error
     except Exception as error:  # of pickle, zipfile and torch, and whatever invalid instructions cause
-        raise UserError(f"not a readable checkpoint, or cut off ({one_line(error)[:200]})", where=path) from error
+        raise UserError(
+            f"not a readable checkpoint, or cut off; nothing was run ({one_line(error)[:200]})", where=path
+        ) from error
 
 
-def _read(path: Path, file: IO[bytes]) -> Any:
-    """Read a file that was opened, or one inside a pickle."""
-    if file.read(2) == b"PK":
-        return _read_archive(path, file)
-    file.seek(0)
-    bare = _Unpickler(file, path, is_bare=True)
-    content = bare.load()
-    if content != LEGACY_MAGIC:
-        return content
-    names = set()
-    for _ in range(LEGACY_PICKLES - 1):
-        unpickler = _Unpickler(file, path, is_bare=False)
-        unpickler.load()
-        names |= unpickler.names
-    file.seek(0)
-    with torch.serialization.safe_globals(_stand_ins(names)):
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _read_archive(path: Path, file: IO[bytes]) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
-        if len(pickles) != 1:
-            raise UserError("a zip archive without a data.pkl; not a PyTorch checkpoint", where=path)
+def _read_archive(path: Path) -> Any:
+    """The content of an archive of torch.save."""
+    with zipfile.ZipFile(path) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise UserError("its content is compressed; torch.save never does that", where=path)
-        with archive.open(pickles[0]) as described:
-            unpickler = _Unpickler(described, path, is_bare=False)
-            unpickler.load()
-    file.seek(0)
-    is_file = not isinstance(file, io.BytesIO)
-    with torch.serialization.safe_globals(_stand_ins(unpickler.names)):
-        return torch.load(path if is_file else file, map_location="cpu", weights_only=True, mmap=is_file)
-
-
-def _stand_ins(names: set[str]) -> list[Any]:
-    """What torch.load takes for names, Python 2's among them, which it renames."""
-    return [(_stand_in(name), name) for name in (INERT | names)]
+            raise UserError("its content is compressed; torch.save never does that")
+    stand_ins: list[Any] = []
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        stand_ins.append((_inert(name), name))
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def plain(value: Any) -> Any:
