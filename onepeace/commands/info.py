@@ -90,7 +90,7 @@ def text_of_towers(path: Path, config: TowersConfig) -> str:
 def _path(name: str) -> Path:
     """The file or folder of that name; nothing is downloaded."""
     from onepeace.files.atomic import cache_folder
-    from onepeace.hub.download import RELEASED, find
+    from onepeace.hub.download import RELEASED
     from onepeace.hub.resolve import folder_of, resolve
 
     path = Path(name).expanduser()
@@ -98,11 +98,10 @@ def _path(name: str) -> Path:
         return path
     if names_towers(name) and not folder_of(name, cache_folder()).is_dir():
         raise UserError(f"{name} has not been loaded yet; onepeace.load({name!r}) does so, and downloads it")
-    released = find(name)
-    if released and not (cache_folder() / released).is_dir():
-        load = "load_generator" if RELEASED[released].generates else "load"
-        raise UserError(f"{name} ({RELEASED[released].about}) is not on this machine; onepeace.{load}({released!r}) "
-                        "downloads it")  # fmt: skip
+    released = RELEASED.get(name)
+    if released is not None and not (cache_folder() / name).is_dir():
+        load = "load_generator" if released.generates else "load"
+        raise UserError(f"{name} ({released.about}) is not on this machine; onepeace.{load}({name!r}) downloads it")
     return resolve(name)
 
 

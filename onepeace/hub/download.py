@@ -162,20 +162,3 @@ _OFA = {
     "ofa-large-gigaword": ("gigaword_large_best.pt", "summaries, Gigaword"),
 }
 RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, about) in _OFA.items()}
-
-
-def find(name: str) -> str | None:
-    """Key of RELEASED for a name (in any case, with "_" for "-", or the name of the file), or None."""
-    plain_name = _plain(name)
-    if plain_name in RELEASED:
-        return plain_name
-    for key, released in RELEASED.items():
-        file = _plain(released.file)
-        stem, _, _ = file.rpartition(".")
-        if plain_name in (file, stem):
-            return key
-    return None
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")

@@ -14,7 +14,7 @@ from onepeace.config import Config, write_config
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import cache_folder
 from onepeace.files.sums import SUMS
-from onepeace.hub.download import RELEASED, fetch, find, from_hub
+from onepeace.hub.download import RELEASED, fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, new_folder, no_folder, read_config
 from onepeace.hub.towers.config import EXAMPLES, TowersConfig, check_combination, names_towers, tower_names
 from onepeace.progress import status
@@ -50,9 +50,8 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
         return _complete(path)
     if path.is_file():
         raise UserError(f"is a file; make a model folder of it with: onepeace convert {text} -o OUT", where=text)
-    released = find(text)
-    if released:
-        return _released(released, downloads)
+    if text in RELEASED:
+        return _released(text, downloads)
     repository = _REPOSITORY.fullmatch(text)
     if repository and not text.startswith("."):
         what = f"{text}: no such folder here, and the model"

@@ -21,7 +21,7 @@ from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import cache_folder
-from onepeace.hub.download import find
+from onepeace.hub.download import RELEASED
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.plan.step import StepCost, measure_step
@@ -155,8 +155,8 @@ def planned_config(recipe: Recipe) -> Config:
 
 def _is_here(source: str) -> bool:
     """Whether ``model.from`` can be read without a download."""
-    released = None if Path(source).is_dir() else find(source)
-    is_local = released is None or (cache_folder() / released).is_dir()
+    is_released = source in RELEASED and not Path(source).is_dir()
+    is_local = not is_released or (cache_folder() / source).is_dir()
     return is_local and (model_folder(source) / "config.yaml").exists()
 
 

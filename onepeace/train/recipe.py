@@ -272,10 +272,10 @@ def model_folder(name: str) -> Path:
     """Folder of a model, given this folder, that of a finished run, or the name of a bundled or released model."""
     folder = Path(name)
     if not folder.is_dir():
-        from onepeace.hub.download import find
+        from onepeace.hub.download import RELEASED
         from onepeace.hub.resolve import BUNDLED_NAMES, resolve
 
-        if name in BUNDLED_NAMES or find(name):
+        if name in BUNDLED_NAMES or name in RELEASED:
             return resolve(name)
     model = folder / "model"
     if not (folder / "config.yaml").exists() and model.is_dir():

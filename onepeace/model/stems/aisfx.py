@@ -5,22 +5,18 @@ Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
 import math
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace.errors import UserError
 from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
 from .mel import power_spectrum
-from .pretrained import PretrainedStem
+from .pretrained import PretrainedStem, load_bundled_sound_network
 from .wave import SAMPLE_RATE, Count
 
 PUBLISHED_RATE = 44100
@@ -111,22 +107,4 @@ class AisfxStem(PretrainedStem):
         return self._frames(samples) // 8
 
     def load_pretrained(self) -> None:
-        import numpy as np
-
-        package = find_spec("aisfx")  # not imported: only its weights file is needed
-        if package is None or package.origin is None:
-            raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
-        path = Path(package.origin).parent / "models" / "checkpoint.pth"
-        # The file also contains class counts of its datasets as numpy scalars, under their name in numpy 1.
-        scalar: Any = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
-        with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
-            weights, _ = torch.load(path, map_location="cpu", weights_only=True)
-        for i, conv in enumerate(self.network):
-            block = f"embedding_net.conv_block{i // 2 + 1}"
-            kernel = weights[f"{block}.conv{i % 2 + 1}.weight"]
-            norm = f"{block}.bn{i % 2 + 1}"
-            deviation = (weights[f"{norm}.running_var"] + 1e-5).sqrt()
-            gain = weights[f"{norm}.weight"] / deviation
-            with torch.no_grad():  # batch norms folded into the convolutions
-                conv.weight.copy_(kernel * gain[:, None, None, None])
-                conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+        load_bundled_sound_network(self.network, 0)

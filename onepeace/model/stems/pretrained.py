@@ -1,5 +1,6 @@
 """Base class of pretrained stems."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,21 @@ class PretrainedStem(nn.Module):
             UserError: the weights are not available.
         """
         raise NotImplementedError
+
+
+def load_bundled_sound_network(network: nn.Module, number: int) -> None:
+    """Load the published weights of a network of sounds from the bundled model, which has them in float16, with folded
+    batch norms.
+
+    Args:
+        number: of the network in the bundled model's stem, which is `JoinedStem`.
+    """
+    from safetensors import safe_open
+
+    with safe_open(Path(__file__).parents[2] / "weights" / "tiny" / "model.safetensors", "pt") as file:
+        key_by_name = {key.partition(f".network.{number}.network.")[2]: key for key in file.keys()}
+        weights = {name: file.get_tensor(key_by_name[name]) for name in network.state_dict()}
+    network.load_state_dict(weights)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

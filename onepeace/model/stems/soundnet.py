@@ -6,7 +6,6 @@ Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
 from .aisfx import AisfxStem
-from .pretrained import PretrainedStem
+from .pretrained import PretrainedStem, load_bundled_sound_network
 from .wave import Count
 
 LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
@@ -93,13 +92,7 @@ class SoundNetStem(PretrainedStem):
         return samples // STEP
 
     def load_pretrained(self) -> None:
-        """Load the published weights from the bundled model, which has them in float16, with folded batch norms."""
-        from safetensors import safe_open
-
-        with safe_open(Path(__file__).parents[2] / "weights" / "tiny" / "model.safetensors", "pt") as file:
-            key_by_name = {key.partition(".network.1.network.")[2]: key for key in file.keys()}
-            weights = {name: file.get_tensor(key_by_name[name]) for name in self.network.state_dict()}
-        self.network.load_state_dict(weights)
+        load_bundled_sound_network(self.network, 1)
 
 
 def _max_pool(x: Tensor, size: int) -> Tensor:
