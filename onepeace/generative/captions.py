@@ -91,7 +91,7 @@ class CiderReward:
         reward = CiderReward([captions of each training item], end="<eos>")
         reward(["a dog runs"], [["a dog is running", "the dog runs fast"]])  # (1,)
 
-    The advantage of one of k captions of an item is its reward minus the mean of the other k - 1 (OFA, with k = 5).
+    Recipes with the term `self_critical` use it.
     """
 
     def __init__(self, corpus: Iterable[Sequence[str]], *, end: str = "") -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.golden_ofa import OUTPUT, assert_near, golden, golden_ofa
+from support.recipe_files import recipe_file
 from support.training import assert_resume_is_exact, series, terms
 
 import onepeace
@@ -18,6 +19,8 @@ from onepeace.generative.terms import Generation, Prepared
 from onepeace.train import trainer
 from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes
+
+recipe_file("self_critical", "generative")
 
 CAPTION = {"task": "caption", "label_smoothing": 0.1}
 

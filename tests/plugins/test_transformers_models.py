@@ -6,6 +6,7 @@ from support.embedding import assert_same
 from torch.nn.functional import cross_entropy, pad
 
 from onepeace.errors import UserError
+from onepeace.plugins.transformers import OnePeaceModel
 
 EMBEDS = ("text_embeds", "image_embeds", "audio_embeds")
 
@@ -67,3 +68,17 @@ def test_padding_on_the_left_is_refused(hf_model):
     ids = torch.tensor([[1, 5, 2], [5, 7, 2]])
     with pytest.raises(UserError, match="on the right"):
         hf_model(ids, (ids != 1).long())
+
+
+def test_gradient_checkpointing_changes_no_gradient(random_name, inputs):
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = OnePeaceModel.from_onepeace(random_name)
+        if is_checkpointed:
+            model.gradient_checkpointing_enable()
+        model.train()(**inputs, return_loss=True).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+
+    assert model.is_gradient_checkpointing
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert_same(checkpointed, plain)

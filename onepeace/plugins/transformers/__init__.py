@@ -10,20 +10,16 @@
     model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")
     model(**processor(text=["a cat"], images=["cat.jpg"], return_tensors="pt")).logits_per_image
 
-Every class wraps our module and adds no computation. A classifier can be loaded from the files of the whole model:
-`OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`. Feature maps of images, for dense heads, are
-those of `TimmBackbone` (see `onepeace.plugins.timm`).
+Every class wraps our module and adds no computation. Classifiers of images and their feature maps, for dense heads, are
+those of timm (see `onepeace.plugins.timm`); `onepeace finetune` trains classifiers of sounds.
 """
 
 import transformers
 
 from onepeace.plugins.transformers.modeling import (
     OnePeaceConfig,
-    OnePeaceForAudioClassification,
-    OnePeaceForImageClassification,
     OnePeaceModel,
     OnePeaceOutput,
-    OnePeacePreTrainedModel,
 )
 from onepeace.plugins.transformers.processing import (
     OnePeaceAudioTextProcessor,
@@ -38,25 +34,17 @@ __all__ = [
     "OnePeaceAudioTextProcessor",
     "OnePeaceConfig",
     "OnePeaceFeatureExtractor",
-    "OnePeaceForAudioClassification",
-    "OnePeaceForImageClassification",
     "OnePeaceImageProcessor",
     "OnePeaceImageTextProcessor",
     "OnePeaceModel",
     "OnePeaceOutput",
-    "OnePeacePreTrainedModel",
     "OnePeaceProcessor",
     "OnePeaceTokenizer",
 ]
 
 transformers.AutoConfig.register(OnePeaceConfig.model_type, OnePeaceConfig, exist_ok=True)
-for auto, model in (
-    (transformers.AutoModel, OnePeaceModel),
-    (transformers.AutoModelForZeroShotImageClassification, OnePeaceModel),
-    (transformers.AutoModelForImageClassification, OnePeaceForImageClassification),
-    (transformers.AutoModelForAudioClassification, OnePeaceForAudioClassification),
-):
-    auto.register(OnePeaceConfig, model, exist_ok=True)
+for auto in (transformers.AutoModel, transformers.AutoModelForZeroShotImageClassification):
+    auto.register(OnePeaceConfig, OnePeaceModel, exist_ok=True)
 transformers.AutoTokenizer.register(OnePeaceConfig, fast_tokenizer_class=OnePeaceTokenizer, exist_ok=True)
 transformers.AutoImageProcessor.register(OnePeaceConfig, OnePeaceImageProcessor, exist_ok=True)
 transformers.AutoFeatureExtractor.register(OnePeaceConfig, OnePeaceFeatureExtractor, exist_ok=True)

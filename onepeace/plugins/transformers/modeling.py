@@ -1,24 +1,23 @@
-"""Configuration and models: embeddings of images, sounds and texts, and classifiers of images or sounds."""
+"""Configuration and model: embeddings of images, sounds and texts."""
 
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from onepeace.config import Config, build, to_plain, write_config
 from onepeace.errors import UserError, expect
 from onepeace.hub import weights
-from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
+from onepeace.hub.architectures import architecture, build_encoder
 from onepeace.hub.folder import CONFIG, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
@@ -26,9 +25,6 @@ from onepeace.model import INITIAL_SCALE, OnePeace
 from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
 from onepeace.model.stems import PretrainedStem
-
-HEAD = "classifier"
-"""Name of the head that the classifiers use."""
 
 
 class OnePeaceConfig(PreTrainedConfig):
@@ -44,13 +40,6 @@ class OnePeaceConfig(PreTrainedConfig):
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
         """Configuration of a model by name, see `onepeace.load`; ``kwargs`` as in ``from_pretrained``."""
         config = to_plain(read_config(resolve(name)))
-        head = config["model"].get("heads", {}).get(HEAD)
-        if head and not {"num_labels", "id2label"} & kwargs.keys():
-            kwargs["num_labels"] = head["num_classes"]
-            labels = head.get("labels")
-            if labels:
-                kwargs["id2label"] = dict(enumerate(labels))
-                kwargs["label2id"] = {label: number for number, label in enumerate(labels)}
         fields = {key: config[key] for key in ("architecture", "model", "processors")}
         return cls.from_dict(fields, name_or_path=str(name), **kwargs)
 
@@ -67,13 +56,6 @@ class OnePeaceConfig(PreTrainedConfig):
         model: Any = build(architecture(self.architecture, where).config, content, where, "model")
         return Config(model, dict(self.processors or {}), self.architecture)
 
-    def keep(self, modality: str) -> None:
-        """Remove all other modalities; UserError if this one is missing."""
-        whole = self.to_onepeace()
-        part = keep_modalities(whole, [modality], f"configuration {self.name_or_path or self.model_type}")
-        self.model = to_plain(part.model)
-        self.processors = to_plain(part.processors)
-
     @property
     def hidden_size(self) -> int:
         return (self.model or {}).get("dim", 0)
@@ -86,10 +68,30 @@ or `onepeace.load(...)` without transformers.
 """
 
 
-class OnePeacePreTrainedModel(PreTrainedModel):
-    """Wrapper of our module, ``onepeace``; a subclass defines the forward that transformers expects.
+@dataclass
+class OnePeaceOutput(ModelOutput):
+    """Outputs for the given inputs; the remaining fields are None.
 
-    Parameter names are ours with the prefix "onepeace.".
+    Args:
+        loss: with ``return_loss``, symmetric InfoNCE of texts with images or sounds; the mean if both are given.
+        logits_per_image, logits_per_audio: (images or sounds, texts), cosines times the logit scale.
+        logits_per_text: (texts, images), or (texts, sounds) without images.
+        text_embeds, image_embeds, audio_embeds: unit vectors (B, E).
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    logits_per_audio: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    audio_embeds: Tensor | None = None
+
+
+class OnePeaceModel(PreTrainedModel):
+    """Images, sounds and texts in one vector space, for zero-shot classification and search.
+
+    It holds our module, ``onepeace``; parameter names are ours with the prefix "onepeace.".
     """
 
     config: OnePeaceConfig
@@ -114,8 +116,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         """Load a model by name, as in `onepeace.load`: "tiny", a model folder, a released name.
 
         Args:
-            kwargs: as in ``from_pretrained``: fields of the configuration (``num_labels``, ``id2label``, ...),
-                ``device_map``, ``dtype`` (default float32; "auto" keeps the file's).
+            kwargs: as in ``from_pretrained``: fields of the configuration, ``device_map``, ``dtype`` (default float32;
+                "auto" keeps the file's).
 
         Raises:
             UserError: unknown name, or missing tensors or modalities.
@@ -123,13 +125,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         loading = {"dtype": kwargs.pop("dtype", torch.float32), "device_map": kwargs.pop("device_map", None)}
         config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
         tensors = weights.load_encoder(resolve(name)).state_dict()
-        with torch.device("meta"):
-            targets = cls(config).onepeace.state_dict()
-        state = {}
-        for key, target in targets.items():
-            # A head with another number of classes is left out, so it is newly initialised.
-            if key in tensors and tensors[key].shape == target.shape:
-                state[f"{cls.base_model_prefix}.{key}"] = tensors[key]
+        state = {f"{cls.base_model_prefix}.{key}": tensor for key, tensor in tensors.items()}
         model = cls.from_pretrained(None, config=config, state_dict=state, **loading, **rest)
         model.name_or_path = model.config.name_or_path = str(name)
         return model
@@ -171,30 +167,6 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         # accelerate offloads it until its module is called.
         with import_module("accelerate.utils").align_module_device(self.onepeace):
             return self.onepeace.logit_scale.float().exp()
-
-
-@dataclass
-class OnePeaceOutput(ModelOutput):
-    """Outputs for the given inputs; the remaining fields are None.
-
-    Args:
-        loss: with ``return_loss``, symmetric InfoNCE of texts with images or sounds; the mean if both are given.
-        logits_per_image, logits_per_audio: (images or sounds, texts), cosines times the logit scale.
-        logits_per_text: (texts, images), or (texts, sounds) without images.
-        text_embeds, image_embeds, audio_embeds: unit vectors (B, E).
-    """
-
-    loss: Tensor | None = None
-    logits_per_image: Tensor | None = None
-    logits_per_text: Tensor | None = None
-    logits_per_audio: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    audio_embeds: Tensor | None = None
-
-
-class OnePeaceModel(OnePeacePreTrainedModel):
-    """Images, sounds and texts in one vector space, for zero-shot classification and search."""
 
     @can_return_tuple
     def forward(
@@ -310,87 +282,3 @@ def _with_lengths(name: str, values: Tensor, mask: Tensor | None) -> dict[str, T
     if not torch.equal(mask.bool(), torch.arange(longest, device=mask.device) < lengths[:, None]):
         raise UserError("padding is in front of an item or inside it; give the processor's inputs, padded on the right")
     return {name: values, "lengths": lengths}
-
-
-class _Classifier(OnePeacePreTrainedModel):
-    """Model with only its modality, and with the model's own head or a new one.
-
-    ``num_labels`` or ``id2label`` of the configuration sets the number of classes. The loss reaches every parameter,
-    so that DistributedDataParallel needs no search for unused ones.
-    """
-
-    modality: ClassVar[str]
-    output_class: ClassVar[Any] = SequenceClassifierOutput
-    # Files of a larger model load too.
-    _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
-
-    def __init__(self, config: OnePeaceConfig) -> None:
-        config = deepcopy(config)
-        whole = config.to_onepeace().model
-        head = dict(whole.heads.get(HEAD, {}))
-        if head.get("on") != self.modality:
-            head = {"kind": "classifier", "on": self.modality}
-        labels = head.get("labels")
-        if labels and len(labels) != config.num_labels:  # the names are of other classes
-            del head["labels"]
-        config.keep(self.modality)
-        config.model = {
-            **(config.model or {}),
-            # What embeddings and pretraining use is never trained here.
-            "projections": [],
-            "logit_scale": False,
-            "decoder": None,
-            "heads": {HEAD: {**head, "num_classes": config.num_labels}},
-        }
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.loss_type = "ForSequenceClassification"  # the library cannot derive it from the name of every subclass
-
-    @can_return_tuple
-    def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:
-        logits = self.onepeace.predict(inputs, head=HEAD)
-        loss = None
-        if labels is not None:
-            # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
-            loss = self.loss_function(labels, logits, self.config, **kwargs)
-        return self.output_class(loss, logits)
-
-
-class OnePeaceForImageClassification(_Classifier):
-    """Images to logits (B, num_labels)."""
-
-    main_input_name = "pixel_values"
-    modality = "image"
-    output_class = ImageClassifierOutput
-
-    def forward(
-        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
-    ) -> ImageClassifierOutput:
-        """
-        Args:
-            pixel_values: (B, 3, H, W), normalised.
-            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
-        """
-        return self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
-
-
-class OnePeaceForAudioClassification(_Classifier):
-    """Sounds to logits (B, num_labels)."""
-
-    main_input_name = "input_values"
-    modality = "audio"
-
-    def forward(
-        self,
-        input_values: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_values, padding_mask: (B, N), see `OnePeaceModel`.
-            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
-        """
-        inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
-        return self._classify(inputs, labels, **kwargs)

@@ -25,7 +25,6 @@ TERMS: Table[type[Term[Any]]] = Table(
         "distillation": Distillation,
         "generation": "onepeace.generative.terms.Generation",
         "multi_label": MultiLabel,
-        "self_critical": "onepeace.generative.self_critical.SelfCritical",
     }
 )
 

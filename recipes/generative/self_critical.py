@@ -1,4 +1,7 @@
-"""Self-critical training (arXiv 1612.00563): a model's own captions become more or less probable by their score."""
+"""The term `self_critical` (arXiv 1612.00563): a model's own captions become more or less probable by their score.
+
+A recipe has `imports: [self_critical.py]`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.frozen import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermContext, TermOptions, TrainingData
+from onepeace.train.terms import TERMS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -211,3 +215,6 @@ def _item_of_each(captions_by_item: Sequence[Captions], device: torch.device) ->
     """Number of the item of each caption (M,)."""
     counts = torch.tensor(list(map(len, captions_by_item)))
     return torch.arange(len(counts)).repeat_interleave(counts).to(device)
+
+
+TERMS["self_critical"] = SelfCritical
