@@ -50,7 +50,7 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	$(BIN)/onepeace search $(SAMPLES) "a bird" --top 5
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0428.jpg --top 1 # a dog, which finds its barking
 	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/REC_0007.ogg --only pictures --top 1 # and the other way round
-	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0458.jpg --text "waves" --top 2 --html demo.html --force
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/IMG_0458.jpg --text "waves" --top 2 --html demo.html
 	@echo
 	@echo "That worked; demo.html shows the last answer as a page. What to type next:"
 	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"

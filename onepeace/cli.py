@@ -44,7 +44,6 @@ COMMANDS = {
     "export": "export the branches of a model as ONNX or torch.export files",
     "info": "show the contents and memory needs of a model or checkpoint file",
     "doctor": "show what is installed, what works, and how to fix the rest",
-    "completion": "print the shell completion script",
 }
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "onepeace.generative.command")
 """Module by command, for commands whose module is not that of their name in onepeace/commands."""

@@ -4,7 +4,6 @@ import argparse
 import importlib.metadata
 import platform
 import re
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -17,8 +16,6 @@ MODULES = {
     "faiss-cpu": "faiss",
 }  # fmt: skip
 """Module to import by distribution, where the name differs or only a submodule loads the native code."""
-CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
-"""Index of PyTorch's builds without CUDA."""
 DEVELOPERS = ("test", "docs")
 """Extras for developers of the package."""
 
@@ -31,45 +28,42 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 1 when a requirement is missing or broken, else 0."""
     _row("onepeace", onepeace.__version__, str(Path(onepeace.__file__).parent))
     _row("python", platform.python_version(), platform.platform())
-    core, *extras = requirements().items()
-    broken = _print_needed(core[1])
-    _print_optional(dict(extras))
+    by_extra = requirements()
+    print("\nneeded")
+    broken = [package for package, requirement in by_extra.pop("").items() if not _print_needed(package, requirement)]
+    print("\noptional")
+    for extra, packages in by_extra.items():
+        _print_extra(extra, list(packages))
     if "torch" not in broken:
         _print_devices()
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
     return 1 if broken else 0
 
 
-def _print_needed(core: Mapping[str, str]) -> list[str]:
-    """Print the state of the requirements; returns those that are missing or broken."""
-    print("\nneeded")
-    broken = []
-    for package, requirement in core.items():
-        version, fault = _state(package)
-        _row(package, version or "missing", fault)
-        if fault:
-            broken.append(package)
-            options = "--force-reinstall --no-deps " if version else ""
-            _row("", "", f'to fix: pip install {options}"{requirement}"')
-    return broken
+def _print_needed(package: str, requirement: str) -> bool:
+    """Print the state of a requirement, and a remedy; returns whether it works."""
+    version, fault = _state(package)
+    _row(package, version or "missing", fault)
+    if fault:
+        options = "--force-reinstall --no-deps " if version else ""
+        _row("", "", f'to fix: pip install {options}"{requirement}"')
+    return not fault
 
 
-def _print_optional(extras: Mapping[str, Mapping[str, str]]) -> None:
-    """Print which extras are installed, and how to install the others."""
-    print("\noptional")
-    for extra, packages in extras.items():
-        states = {package: _state(package) for package in packages}
-        faults = [fault for _, fault in states.values() if fault]
-        if not faults:
-            _row(extra, "yes", ", ".join(f"{package} {version}" for package, (version, _) in states.items()))
-        elif None in [version for version, _ in states.values()]:
-            _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
-        else:
-            _row(extra, "broken", "; ".join(faults))
+def _print_extra(extra: str, packages: list[str]) -> None:
+    """Print whether an extra is installed and works, and how to install it."""
+    states = {package: _state(package) for package in packages}
+    faults = [fault for _, fault in states.values() if fault]
+    if not faults:
+        _row(extra, "yes", ", ".join(f"{package} {version}" for package, (version, _) in states.items()))
+    elif any(version is None for version, _ in states.values()):
+        _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
+    else:
+        _row(extra, "broken", "; ".join(faults))
 
 
 def requirements() -> dict[str, dict[str, str]]:
-    """Requirements by extra and distribution; the core is the extra "", which comes first."""
+    """Requirements by extra and distribution; those that are needed have the extra ""."""
     by_extra: dict[str, dict[str, str]] = {"": {}}
     try:
         lines = importlib.metadata.requires("onepeace") or []
@@ -111,13 +105,7 @@ def _print_devices() -> None:
 
     print("\ndevices")
     for name in reversed(available_devices()):
-        details = ""
-        if name == "cpu":
-            details = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-        elif torch.device(name).type == "cuda":
-            details = torch.cuda.get_device_name(name)
-        _row(name, "native bf16" if bfloat16_is_fast(torch.device(name)) else "no native bf16", details)
+        has_bfloat16 = bfloat16_is_fast(torch.device(name))
+        details = torch.cuda.get_device_name(name) if name.startswith("cuda") else ""
+        _row(name, "native bf16" if has_bfloat16 else "no native bf16", details)
     _row("threads", str(torch.get_num_threads()), threads.describe_threads())
-    if torch.version.cuda is not None and not torch.cuda.is_available():
-        _row("torch build", f"CUDA {torch.version.cuda}", "no CUDA device; the CPU build saves 4 GB:")
-        _row("", "", f"pip install --force-reinstall torch torchvision --index-url {CPU_BUILDS}")

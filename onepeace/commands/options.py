@@ -34,7 +34,6 @@ def probability(text: str) -> float:
 
 
 positive = whole(1)
-count = whole(0)
 
 
 def add_model(

@@ -83,14 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--path", metavar="GLOB", help='path pattern, e.g. "holidays/**/*.jpg"')
     shown = parser.add_argument_group("output")
     shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
-    shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
     text = "match, date (newest first) or path; date and path sort the best 200 hits (K, if larger) that are not weak"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
     text = "drop hits with a lower match, but for files with rare words"
     shown.add_argument("--min-match", type=options.probability, metavar="P", help=text)
     shown.add_argument("--all", action="store_true", help="show very similar files one by one")
-    shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as an HTML page")
-    shown.add_argument("--force", action="store_true", help="overwrite FILE of --html, if it is such a page")
+    text = "also write the hits as an HTML page; a FILE that is such a page is overwritten"
+    shown.add_argument("--html", type=Path, metavar="FILE", help=text)
     options.add_json(parser)
     parser.add_argument("--no-index", action="store_true", help="keep no index of the files and folders")
     options.add_model(parser, None, batch_size=None, dtype=False)
@@ -118,13 +117,12 @@ def run(args: argparse.Namespace) -> int:
         from onepeace.serve.gallery import check_gallery
 
         check_gallery(args.html)
-        files.check_output(args.html, args.force)
+        files.check_output(args.html, force=True)
     with open_index(args) as (index, problems):
         results = index.search(
             query,
             **filters,
             top=args.top,
-            offset=args.offset,
             sort=args.sort,
             min_match=args.min_match,
             collapse=not args.all,

@@ -36,8 +36,6 @@ def test_labels_of_a_file(run_model, cat, tmp_path):
         (("--labels", "a,b", "--template", "a photo"), 1, "template"),
         (("--template", "a {}"), 2, "--template"),
         (("--labels", "a,b", "--draw", "boxes"), 2, "--draw"),
-        (("--labels", "a,b", "--head", "x"), 2, "--head"),
-        (("--labels", "a,b", "--top", "0"), 2, "--top"),
     ],
 )
 def test_wrong_usage_is_one_line(run_model, cat, arguments, code, word):
@@ -83,6 +81,3 @@ def test_head_of_several_must_be_named(run_model, cat, tmp_path, options, word):
     out, err = run_model("classify", cat, *options, model=model, code=2)
     assert out == ""
     assert word in err
-
-
-# ------------------------------------------------------------------ files

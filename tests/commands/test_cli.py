@@ -69,16 +69,11 @@ def test_version_is_the_package_version():
     ("arguments", "hint"),
     [
         (["serach", "x"], "did you mean search?"),
-        (["frobnicate"], "there are search, index, embed"),
         (["index", "udpate", "x"], "did you mean update?"),
         (["index", "update", "x", "--modle", "y"], "did you mean --model?; see: onepeace index update --help"),
         (["search", "x", "--sort", "dat"], "did you mean date?"),
-        (["search", "x", "--top", "y"], "--top"),
         ([], "see: onepeace --help"),
-        (["--frobnicate"], "--frobnicate; see: onepeace --help"),
         (["doctor", "x"], "x; see: onepeace doctor --help"),
-        (["finetune", "-o", "x"], "required: SOURCE; see"),
-        (["shards", "-o", "x/y"], "required: SOURCE; see"),
         (["train", "--print"], "required: RECIPE; see"),
     ],
 )
@@ -94,30 +89,19 @@ PATHS_THAT_ARE_MISSING = """
 search nope/x a dog
 search INDEX --image nope.jpg
 search INDEX --like nope.jpg
-search SAMPLES --text a --model ./nope
 search SAMPLES --text a --model nope
 index build NEW nope
 index update nope
 index remove nope x
 index remove INDEX nope
 index stats nope
-index check nope
-index export nope -o NEW.npz
-index duplicates nope
-index cluster nope
 mcp nope
 embed nope.jpg -o NEW.npz
-embed --text a -o NEW.npz --model ./nope
 serve nope
-classify nope.jpg --labels a,b
-classify SAMPLES --labels a,b --model ./nope
 classify SAMPLES --labels nope.txt
-caption nope.jpg
 caption SAMPLES --model ./nope
-explain nope.jpg a dog
 explain SAMPLES --image nope.jpg
 evaluate nope.yaml
-evaluate RECIPE --data nope
 evaluate RECIPE --data SAMPLES --model ./nope
 finetune nope -o NEW
 finetune SAMPLES -o NEW --model ./nope
@@ -185,11 +169,6 @@ def test_completion_of_a_word(line, word):
     assert run_process(["sh", "-c", command], **environment).stdout.split() == [word]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script_of_a_shell(run, shell):
-    assert "_ARGCOMPLETE" in run("completion", shell).out
-
-
 # ------------------------------------------------------------------ ends
 
 
@@ -203,7 +182,6 @@ def test_completion_script_of_a_shell(run, shell):
         # Not a closed stdout, so not quiet:
         ("raise BrokenPipeError('x')", 1, "onepeace: BrokenPipeError: x (run with --debug for the traceback)\n"),
         ("raise OSError(28, 'No space left', 'a.npz')", 1, "onepeace: a.npz: cannot be written (No space left)\n"),
-        ("raise PermissionError(13, 'Denied', 'a')", 1, "onepeace: a: cannot be read or written (Denied)\n"),
         ("raise KeyboardInterrupt", 130, ""),
     ],
 )
@@ -212,10 +190,9 @@ def test_errors_are_one_line_with_an_exit_code(run_fake, body, code, message):
 
 
 @pytest.mark.parametrize("arguments", [["search", "--debug"], ["--debug", "search"]])
-@pytest.mark.parametrize(("body", "code"), [("1 / 0", 1), ("raise UserError('x')", 1), ("raise UsageError('x')", 2)])
-def test_debug_shows_the_traceback(run_fake, arguments, body, code):
-    exit_code, _, err = run_fake(body, *arguments)
-    assert exit_code == code
+def test_debug_shows_the_traceback(run_fake, arguments):
+    code, _, err = run_fake("raise UsageError('x')", *arguments)
+    assert code == 2
     assert err.startswith("Traceback")
 
 

@@ -72,7 +72,6 @@ def test_folder_gets_a_png_of_each_file_that_can_be_read(run_model, dog, cat, tm
     [
         ((), "no query; give words after the paths"),
         (("a dog", "--image", "cat.jpg"), "a dog: no such file or folder"),
-        (("--image", "none.jpg"), "none.jpg: no such file"),
         (("--text", "a", "--draw", "none/maps"), "no folder none"),
     ],
 )

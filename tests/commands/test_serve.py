@@ -33,7 +33,6 @@ def started(monkeypatch):
         ((), "onepeace index build"),
         (("x", "--password", "short"), "password"),
         (("x", "--port", "65536"), "--port"),
-        (("no-such-file", "--port", "0"), "no-such-file"),
     ],
 )
 def test_wrong_usage_is_one_line(run, arguments, word):

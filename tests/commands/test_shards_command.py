@@ -102,11 +102,9 @@ def test_file_is_known_by_its_ending_as_in_an_index(home, shards, read, column):
 
 UNUSABLE_ROWS = {
     "images/none.jpg,a dog,": "none.jpg: no such file",
-    "images,a dog,": "images: is a folder",
     "captions.csv,a dog,": "unknown file extension '.csv'",
     "https://example.org/a.jpg,a dog,": "is an address",
     ",a dog,": "has no image and no audio",
-    "images/dog.jpg,,": "has no caption and no label for its image",
     "images/dog.jpg,a dog": "2 cells instead of 3 (image, text, label)",
     '"images/dog.jpg"x,a dog,': "cannot be read (",
     "images/empty.jpg,a dog,": "the file is empty",
@@ -126,9 +124,9 @@ def test_unusable_rows_are_named_with_their_line(home, shards, read):
     header, *messages = shards("captions.csv", "\n".join(lines) + "\n", code=1).err.splitlines()
 
     assert [sample.captions for sample in read()] == [["a cat"], ["the sea"]]
-    assert "10 skipped, 2 written" in header
+    assert "8 skipped, 2 written" in header
     numbers_and_reasons = list(enumerate(UNUSABLE_ROWS.values(), 3))
-    numbers_and_reasons.append((14, "gone.jpg"))
+    numbers_and_reasons.append((12, "gone.jpg"))
     for message, (number, reason) in zip(messages, numbers_and_reasons, strict=True):
         assert message.startswith(f"  {home / 'captions.csv'} line {number}: ")
         assert reason in message
@@ -139,7 +137,6 @@ def test_unusable_rows_are_named_with_their_line(home, shards, read):
     [
         ("{", "not JSON"),
         ('{"image": 3, "text": "x"}', "image is 3, not a path"),
-        ('{"image": "images/dog.jpg", "text": ["a", 1]}', "text is 1, not"),
         ('{"image": "images/dog.jpg", "text": "\\ud800"}', "text is not Unicode text"),
     ],
 )
@@ -153,10 +150,8 @@ def test_unusable_row_of_a_jsonl(shards, read, row, reason):
     ("name", "content", "word"),
     [
         ("t.csv", b"image,text\na.jpg,\xe9\n", "UTF-8"),
-        ("t.csv", b"image,text\n", "no rows"),
         ("t.csv", b"image,text,text\na,b,c\n", "'text'"),
         ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", "images/dog.jpg"),
-        ("t.csv", b"sep=;\nimage;text\na,b.jpg;a cat\n", "';'"),
         ("t.xlsx", b"PK", "'.xlsx'"),
         ("t.csv", b"image,text\nnone.jpg,x\n", "nothing was written"),
     ],
@@ -248,9 +243,7 @@ def test_older_shards_stay_after_ctrl_c(older, shards, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "beginning", "word"),
     [
-        (("--shard-size", "0"), "argument --shard-size: '0'", "at least 1"),
         (("-o", "out/a b"), "prefix 'a b'", "must be"),
-        (("-o", "."), ".: ", "prefix"),
         (("b.csv",), "b.csv: ", "one SOURCE"),
     ],
 )
@@ -284,7 +277,7 @@ def test_writer_ends_a_shard_before_it_is_too_large(tmp_path):
 
 def test_writer_leaves_out_equal_keys(tmp_path):
     with new_shards(tmp_path, "x") as writer:
-        assert writer.write("a", {"jpg": b"1"}, ["c"], targets={"label": "dog", "age": 3}, about={"owner": "me"})
+        assert writer.write("a", {"jpg": b"1"}, ["c"], targets={"label": "dog", "age": 3})
         assert not writer.write("a", {"jpg": b"2"}, ["c"])
     (sample,) = read_source("x-00000.tar", ("image", "text"), tmp_path)
     assert sample.inputs["image"] == b"1"
@@ -341,7 +334,7 @@ NUM_STEPS = 13
 """Folders are made, five older shards are deleted, three are moved, the mark is removed."""
 
 
-@pytest.mark.parametrize("steps", [0, 3, 6, 9, 11, NUM_STEPS])
+@pytest.mark.parametrize("steps", [0, 4, 9, NUM_STEPS])
 def test_replacing_killed_at_any_step_leaves_one_set_or_none_that_is_read(tmp_path, steps):
     is_killed = steps < NUM_STEPS
     write_samples(tmp_path, "x", *(f"old{i}" for i in range(5)), content=bytes(8), max_bytes=10)
