@@ -94,7 +94,7 @@ def say_other_kinds(count: Counter[str]) -> None:
         extensions = ", ".join(f"{extension} {number:,}" for extension, number in by_extension.most_common())
         say(f"{counted(by_extension.total(), 'file')} of other types skipped: {extensions}")
     if num_links:
-        say(f"{LINKS}, skipped: {num_links:,}")
+        say(f"{LINKS}, skipped: {num_links:,} (index build --follow-links follows them)")
 
 
 def say_kept(missing: Sequence[Path]) -> None:

@@ -223,11 +223,16 @@ class Pipeline:
         encoded = self.reader.encode([item.ids for item in items], modality, samples)
         if self.trie is not None:
             return self._choose(items, encoded, self.trie)
-        answers = self._search(items, encoded)
+        answers_by_item = self._search(items, encoded)
         uses_agreement = self.task.agreement or self.task.unsure_below
         if encoded.vectors is None or not uses_agreement:
-            return answers
-        return self._ranked(answers, encoded.vectors, expect(modality, str))
+            return answers_by_item
+        ranked: list[Answers] = []
+        for answers, vector in zip(answers_by_item, encoded.vectors, strict=True):
+            if not isinstance(answers, UserError):
+                answers = self._ranked(answers, vector, expect(modality, str))
+            ranked.append(answers)
+        return ranked
 
     def _choose(self, items: Sequence[DecodedItem], encoded: EncoderOutput, trie: Trie) -> list[Answers]:
         decoder = self.reader.decoder
@@ -280,23 +285,15 @@ class Pipeline:
             answers.append(answer)
         return tuple(answers)
 
-    def _ranked(self, answers: Sequence[Answers], vectors: Tensor, modality: str) -> list[Answers]:
-        """Texts ranked by their score plus their cosine with the item, weighted as in the task."""
-        texts_by_item = [_texts(found) for found in answers]
-        captions = [[text.text for text in texts] for texts in texts_by_item]
-        cosines_by_item = expect(self.reader, FeatureReader).agreement(vectors, captions)
+    def _ranked(self, answers: Sequence[Answer], vector: Tensor, modality: str) -> Answers:
+        """Texts ranked by their score plus their cosine with the vector (E,) of the item, weighted as in the task."""
+        texts = [expect(answer, Text) for answer in answers]
+        cosines = expect(self.reader, FeatureReader).agreement(vector, [text.text for text in texts])
         threshold = self.task.unsure_below.get(modality, -1.0)
-        ranked: list[Answers] = []
-        for found, texts, cosines in zip(answers, texts_by_item, cosines_by_item, strict=True):
-            if isinstance(found, UserError):
-                ranked.append(found)
-                continue
-            compared = []
-            for text, cosine in zip(texts, cosines, strict=True):
-                compared.append(replace(text, agreement=cosine, is_sure=cosine >= threshold))
-            compared.sort(key=self._rank)
-            ranked.append(tuple(compared))
-        return ranked
+        compared = []
+        for text, cosine in zip(texts, cosines, strict=True):
+            compared.append(replace(text, agreement=cosine, is_sure=cosine >= threshold))
+        return tuple(sorted(compared, key=self._rank))
 
     def _rank(self, text: Text) -> float:
         """Lower is better."""
@@ -323,13 +320,6 @@ def _allowed_in_box(vocabulary: Vocabulary) -> Allowed:
 
 def _unsure(answer: Answer) -> Answer:
     return replace(answer, is_sure=False) if isinstance(answer, Text) else answer
-
-
-def _texts(answers: Answers) -> list[Text]:
-    """The answers of an item that writes text; none if it failed."""
-    if isinstance(answers, UserError):
-        return []
-    return [expect(answer, Text) for answer in answers]
 
 
 def _is_box(box: object) -> "TypeGuard[Sequence[float]]":

@@ -3,7 +3,6 @@ features of an item.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -92,15 +91,10 @@ class FeatureReader:
             encoded = encoded._replace(vectors=self.module.embed(modality, features))
         return encoded
 
-    def agreement(self, vectors: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Cosine of each source (B, E) with each of its texts."""
-        all_texts = list(chain.from_iterable(texts))
-        text_vectors = expect(self.embedder.encode_text(all_texts, progress=False), Tensor)
-        cosines = []
-        texts_of_source = text_vectors.split(list(map(len, texts)))
-        for source, source_texts in zip(vectors.float().cpu(), texts_of_source, strict=True):
-            cosines.append((source_texts @ source).tolist())
-        return cosines
+    def agreement(self, vector: Tensor, texts: Sequence[str]) -> list[float]:
+        """Cosine of a source (E,) with each of its texts."""
+        text_vectors = expect(self.embedder.encode_text(texts, progress=False), Tensor)
+        return (text_vectors @ vector.float().cpu()).tolist()
 
 
 Reader: TypeAlias = PromptReader | FeatureReader

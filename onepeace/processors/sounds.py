@@ -169,7 +169,7 @@ def open_sound(item: object, name: str) -> Iterator[Sound]:
             checked_rate(sound.samplerate, name, MIN_FILE_RATE)
             yield FileSound(sound, name)
         return
-    need("av", "media", f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video")
+    need("av", "media", name)  # AAC, M4A, WMA, the sound of a video, or no sound at all
     with ExitStack() as resources:
         stream = SoundStream(file, name, resources)
         checked_rate(stream.rate, name, MIN_FILE_RATE)

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 from support.random_model import save_random_model
 
 
@@ -94,6 +95,17 @@ def test_stats_count_files_and_list_problems(run_index, built, folder):
 def test_remove_a_file_and_a_folder(run_index, built, folder):
     assert run_index("remove", built, folder / "dog.jpg") == ("", ["onepeace: 1 file removed from the index"])
     assert run_index("remove", built, folder) == ("", ["onepeace: 5 files removed from the index"])
+
+
+def test_duplicates_say_which_file_is_the_same_as_the_first(run_index, built, folder):
+    shutil.copy(folder / "cat.jpg", folder / "copy of cat.jpg")
+    with Image.open(folder / "cat.jpg") as picture:
+        picture.resize((picture.width // 2, picture.height // 2)).save(folder / "small cat.png")
+    run_index("update", built)
+    out, _ = run_index("duplicates", built)
+    likeness = {line.rpartition("/")[2]: line.split()[1] for line in out.splitlines()[1:]}
+    assert likeness["copy of cat.jpg"] == "same"
+    assert 0.9 < float(likeness["small cat.png"]) < 1
 
 
 def test_check_finds_damage_and_force_builds_again(run_index, built, folder):
