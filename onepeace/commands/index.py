@@ -109,7 +109,7 @@ def _say_report(args: argparse.Namespace, report: "Report") -> int:
     files.say_kept(report.kept)
     listing = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
-        files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {listing}")
+        files.say(f"{report.known_problems:,} of the unchanged files failed before; list them with: {listing}")
     if report.noted:
         noted = files.counted(report.noted, "file")
         files.say(f"{noted} embedded with a note (silence, a video that ends early): {listing}")
@@ -284,11 +284,13 @@ def _print_duplicates_as_json(groups: "list[Group]") -> None:
 def _print_duplicates(groups: "list[Group]") -> None:
     rows = []
     for number, group in enumerate(groups, 1):
-        likeness = ""
         for member in group.members:
             item = member.item
+            if member is group.members[0]:
+                likeness = ""
+            else:
+                likeness = "same" if member.is_exact else f"{member.similarity:.3f}"
             rows.append((str(number), likeness, _bytes(item.size), _measures(item), item.path))
-            likeness = "same" if member.is_exact else f"{member.similarity:.3f}"
     print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
 
 
