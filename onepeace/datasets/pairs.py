@@ -28,6 +28,7 @@ from onepeace.files.picture import open_picture
 from onepeace.files.source import NamedBytes
 from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
+from onepeace.processors.endings import modality_by_ending
 
 PICTURE_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg"}
 """File endings by Pillow's name of the format, unless it is that name."""
@@ -60,10 +61,7 @@ def media() -> list[str]:
 
 def _media_by_suffix() -> dict[str, str]:
     """Modality by file ending."""
-    modalities: dict[str, str] = {}
-    for modality in media():
-        modalities |= dict.fromkeys(PROCESSORS[modality].suffixes, modality)
-    return modalities
+    return {ending: modality for ending, modality in modality_by_ending().items() if modality != "text"}
 
 
 def column_names(columns: Mapping[str, str]) -> ColumnNames:

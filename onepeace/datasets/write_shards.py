@@ -16,7 +16,7 @@ from onepeace.datasets.pairs import from_source
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
-from onepeace.processors import guessed
+from onepeace.processors import PROCESSORS
 from onepeace.progress import Progress
 from onepeace.threads import decode_ahead
 
@@ -176,47 +176,18 @@ def read_shard(path: Path) -> Iterator[Record]:
     fields of KEY.json in `about`.
 
     Raises:
-        UserError: a sample is incomplete (names the shard and the key).
+        UserError: a sample has no .json that can be read (names the shard and the key).
     """
-    endings = _endings()
     shard = open_shard(str(path.absolute()))
-    for row in range(len(shard)):
-        content = content_of(shard.members(row))
-        yield _read_sample(path, shard.keys[row], content, endings)
-
-
-def _endings() -> dict[str, set[str]]:
-    """File endings of each modality but text, without the dot."""
-    endings = {"video": {"mp4"}}
-    for modality, processor in guessed().items():
-        if modality != "text":
-            endings[modality] = {suffix.removeprefix(".") for suffix in processor.suffixes}
-    return endings
-
-
-def _read_sample(
-    path: Path,
-    key: str,
-    raw: Mapping[str, Any],
-    endings: Mapping[str, set[str]],
-) -> Record:
-    """A sample, from the content of its files by their endings."""
-    inputs = {}
-    try:
-        for modality, endings_of_modality in endings.items():
-            media = media_of(raw, endings_of_modality)
-            if media:
+    for row, key in enumerate(shard.keys):
+        members = content_of(shard.members(row))
+        inputs: dict[str, Any] = {"text": [members["txt"].decode()] if "txt" in members else []}
+        for modality, processor in PROCESSORS.items():
+            if modality != "text" and (media := media_of(members, {ending[1:] for ending in processor.suffixes})):
                 inputs[modality] = media
-        texts = [raw["txt"].decode()] if "txt" in raw else []
-        facts = json.loads(raw["json"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
-    if not inputs and not texts:
-        raise UserError(f"{key} has no picture, sound or text", where=path)
-    return Record(
-        key=key,
-        source=str(path),
-        inputs={**inputs, "text": texts},
-        targets={"mask": raw[MASK]} if MASK in raw else {},
-        about=facts,
-    )
+        try:
+            about = json.loads(members.get("json", b""))
+        except ValueError as error:
+            raise UserError(f"{key} has no .json that can be read ({error})", where=path) from error
+        targets = {"mask": members[MASK]} if MASK in members else {}
+        yield Record(key, str(path), inputs, targets, about)

@@ -217,8 +217,8 @@ def _read_answer(answer: Any, name: str, max_bytes: int) -> bytes:
             data += chunk
             if len(data) > max_bytes:
                 raise UserError(f"more than the limit of {max_bytes} bytes", where=name)
-            if time.monotonic() > deadline:  # nobody waits for the rest
-                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not answered within {MAX_SECONDS:.0f} seconds")
     if len(data) < length:
         raise UserError(f"the connection ended after {len(data)} of {length} bytes", where=name)
     return bytes(data)

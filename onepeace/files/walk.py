@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.source import open_regular
-
-if TYPE_CHECKING:
-    pass
 
 LINKS = "links that lead out of the folder"
 """Key of such links in the counts of what is left out."""

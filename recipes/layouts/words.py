@@ -1,10 +1,7 @@
 """Words and sentences without pictures, for terms that ask a teacher of texts."""
 
-import glob
-import json
 import random
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -18,8 +15,6 @@ SENTENCES = (
     "people and a {}",
 )  # fmt: skip
 """Templates: each word is written alone and in one of these."""
-REPLACED = 3
-"""Maximum number of words that are replaced in a caption."""
 TEXTS = 5
 """Maximum number of texts per sample: with few, all texts are used about equally often."""
 
@@ -34,8 +29,6 @@ class Words(Layout):
 
     shortest: int = option(3, "letters of the shortest word that is taken")
     definitions: bool = option(False, "also the 21,800 names of ImageNet-21k in timm, with their definitions (WordNet)")
-    captions: tuple[str, ...] = option((), "shards (patterns) whose captions come too, some of their words replaced")
-    variants: int = option(3, "such variants of each caption")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         path = folder / "vocab.txt"
@@ -49,8 +42,6 @@ class Words(Layout):
         yield Split("train/text/words", self._words(path, words), _no_files)
         if self.definitions:
             yield Split("train/text/definitions", self._definitions(), _no_files)
-        if self.captions:
-            yield Split("train/text/variants", self._variants(words), _no_files)
 
     def _words(self, path: Path, words: list[str]) -> Iterator[Record]:
         from open_clip import IMAGENET_CLASSNAMES as names
@@ -72,34 +63,6 @@ class Words(Layout):
             text = rng.choice(SENTENCES).format(synonyms[0])
             texts = [*synonyms, text, f"{synonyms[0]}, {meanings[synset]}"]
             yield _texts(f"word_{synset}", "definition", texts, "WordNet 3.0", f"timm {synset}")
-
-    def _variants(self, words: list[str]) -> Iterator[Record]:
-        captions = dict.fromkeys(caption for pattern in self.captions for caption in _captions(pattern))
-        rng = random.Random(0)  # noqa: S311
-        for i, caption in enumerate(shuffled(captions)):
-            parts = caption.split()
-            long = [j for j, part in enumerate(parts) if len(part) > 3]
-            if not long:
-                continue
-            texts = []
-            for _ in range(self.variants):
-                changed = list(parts)
-                for j in rng.sample(long, min(len(long), rng.randint(1, REPLACED))):
-                    changed[j] = rng.choice(words)
-                texts.append(" ".join(changed))
-            yield _texts(f"word_v{i:06d}", "caption", texts, "of the captions", f"a variant of {caption!r}")
-
-
-def _captions(pattern: str) -> Iterator[str]:
-    """The captions in the .json files of shards."""
-    shards = sorted(glob.glob(pattern))
-    if not shards:
-        raise UserError(f"no shard matches {pattern}")
-    for shard in shards:
-        with tarfile.open(shard, "r|*") as members:
-            for member in members:
-                if member.name.endswith(".json") and (file := members.extractfile(member)):
-                    yield from json.load(file).get("captions", [])
 
 
 def _texts(key: str, source: str, texts: list[str], license_: str, where: str) -> Record:

@@ -46,15 +46,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def two_sources(tmp_path):
-    """Four shards of 20 samples in each of the folders a and b."""
-    for name in "ab":
-        for shard in range(4):
-            write(tmp_path / name / f"{shard}.tar", [f"{name}{shard}-{i}" for i in range(20)])
-    return tmp_path
-
-
 def first_letters(keys_of_run):
     return {key[0] for key in keys_of_run}
 
@@ -118,15 +109,6 @@ def test_window_is_shuffled_as_a_whole(tmp_path):
     for length in (10, 40):
         for run in runs_of(length, keys_of_lane):
             assert len(first_letters(run)) == 2
-
-
-def test_runs_are_of_one_source_in_every_window(two_sources):
-    lane = make_lane(two_sources, ["a/*.tar", "b/*.tar"], buffer=40, run=5)
-    sources = set()
-    for run in runs_of(5, keys(lane, 160)):
-        (source,) = first_letters(run)
-        sources.add(source)
-    assert sources == {"a", "b"}
 
 
 @pytest.mark.parametrize(("weight", "run"), [(0.01, 1), (1.0, 30)])

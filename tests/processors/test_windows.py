@@ -119,7 +119,3 @@ def test_wrong_window_is_an_error(window, hop):
 def test_wrong_length_is_an_error(seconds):
     with pytest.raises(UserError, match="seconds"):
         AudioProcessor().load((noise(RATE), RATE), seconds=seconds)
-
-
-def test_length_may_exceed_the_sound():
-    assert len(AudioProcessor().load((noise(RATE), RATE), seconds=9)) == RATE

@@ -53,29 +53,21 @@ def test_loss_is_the_mean_over_items_of_the_mean_over_frames(model):
     assert loss.item() == pytest.approx((long + short) / 2, rel=1e-5)
 
 
-def test_event_shorter_than_a_frame_is_heard_in_the_nearest(model):
-    batch = SimpleNamespace(
-        keys=["a"],
-        lengths={"audio": np.array([3 + 1])},
-        targets={"events": [[[0.55, 0.6, "cat"]]]},
-    )
-    sure_and_right = torch.tensor([[-20.0, -20.0], [-20.0, 20.0], [-20.0, -20.0]])
+@pytest.mark.parametrize(
+    ("events", "heard"),
+    [
+        ([[0.55, 0.6, "cat"]], [1]),  # shorter than a frame: the nearest
+        ([[4.0, 5.0, "cat"], [1.5, 1.6, "dog"]], []),  # after the part that is decoded
+    ],
+)
+def test_frames_in_which_an_event_is_heard(model, events, heard):
+    batch = SimpleNamespace(keys=["a"], lengths={"audio": np.array([3 + 1])}, targets={"events": [events]})
+    sure_and_right = torch.full((3, 2), -20.0)
+    sure_and_right[heard, LABELS.index("cat")] = 20.0
 
     term = Events(SupervisedOptions(term="events"), model)
     (loss,) = term.loss(sure_and_right, batch, model).values()
 
-    assert loss.item() < 1e-6
-
-
-def test_event_after_the_decoded_part_is_heard_in_no_frame(model):
-    batch = SimpleNamespace(
-        keys=["a"],
-        lengths={"audio": np.array([3 + 1])},
-        targets={"events": [[[4.0, 5.0, "cat"], [1.5, 1.6, "dog"]]]},
-    )
-    silence = torch.full((3, 2), -20.0)
-    term = Events(SupervisedOptions(term="events"), model)
-    (loss,) = term.loss(silence, batch, model).values()
     assert loss.item() < 1e-6
 
 

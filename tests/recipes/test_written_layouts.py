@@ -95,7 +95,7 @@ CASES = {
         {"fsd50k_37199": {"targets": {"labels": ["Car horn"]}}}, [r"eval\.csv: 1 of 2 audio files are missing"],
     ),
     "audiocaps without sounds of a split": (
-        [], {"sounds/test/ttttttttttt.wav": None}, None, {},
+        [], {"sounds/test/ttttttttttt.wav": None, "sounds/test/ttttttttttt.mp4": "a video"}, None, {},
         [r"\.csv: none of its 1 audio files is there; .* are read, not videos",
          "val/audiocaps/audiocaps_test: nothing to write; skipped"],
     ),
