@@ -17,17 +17,17 @@ SHORTEST = 4
 """Minimum characters of an English word that gets a hint."""
 SHORTEST_MISSPELT = 5
 SHORTEST_STEM = 3
-ENDINGS = ("s", "es", "ed", "ing", "er", "ers", "y", "ly", "ment", "ness", "less", "able")
+ENDINGS = ("s", "es", "ed", "ing", "er", "ers", "y", "ly")
 SPACE = "\u0120"
 """What stands for the space before a word in the tokens of a byte-level tokenizer."""
 
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 NEGATION = re.compile(
     r"\b(?:(?:but|and|with)\s+(?:no|not|without)|not|without|\w+n['\u2019]t)\s+(?:any\s+)?", re.IGNORECASE
 )
 MARKS = ".,;:!?\"'()[]\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
 LOOSE_END = re.compile(r"(?:[\s,;.]|\b(?:but|and|that|which|who|is|are|was|were|do|does|with))+$", re.IGNORECASE)
 """What is left at the end of a text when its negation is cut off."""
+CANNOT_NEGATE = "the model cannot negate; name what to leave out with: --without WORDS"
 
 Vocabulary = Mapping[str, int]
 """Places of the words that a tokenizer keeps whole, by word; the most frequent ones come first. `INSIDE` for those that
@@ -79,23 +79,27 @@ def hints(texts: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], 
 
 
 def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Hints:
-    words = list(_words(text))
+    words = [piece.strip(MARKS) for piece in text.split()]
     corrections: dict[str, str] = {}
     others = []
-    for word in words:
-        if not vocabulary or not _is_looked_up(word) or _is_inflected(word, vocabulary) or occurs(word):
+    for word in words if vocabulary else ():
+        is_name = word != word.lower()
+        if is_name or not word.isalpha() or (word.isascii() and len(word) < SHORTEST):
+            continue
+        if _is_known(word, vocabulary) or occurs(word):
             continue
         correction = _correction(word, vocabulary)
         if correction is not None:
             corrections[word] = correction
         elif not _is_compound(word, vocabulary):
             others.append(word)
-    corrected = WORD.sub(lambda match: corrections.get(match[0], match[0]), text)
+    corrected = re.sub(r"\w+", lambda match: corrections.get(match[0], match[0]), text)
     lines, suggestion = _negation(corrected)
     if corrections:
         question = f'did you mean "{corrected}"? {_unknown([*corrections, *others])}'
         return Hints((question, *lines), suggestion or Suggestion(corrected))
-    is_unknown = 2 * len(others) >= max(1, len(words))
+    num_words = sum(word.isalpha() and not (word.isascii() and len(word) < SHORTEST - 1) for word in words)
+    is_unknown = others and 2 * len(others) >= num_words
     return Hints((*lines, _unknown(others)) if is_unknown else lines, suggestion)
 
 
@@ -104,30 +108,9 @@ def _unknown(words: Sequence[str]) -> str:
     return f"the model may not know {listed}, and it may know only English"
 
 
-def _words(text: str) -> Iterator[str]:
-    """The words of a text with more than two characters, or not in plain letters; pieces with digits, dots or
-    underscores, such as names of files, are none."""
-    for piece in text.split():
-        word = piece.strip(MARKS)
-        if WORD.fullmatch(word) and not (word.isascii() and len(word) < 3):
-            yield word
-
-
-def _is_looked_up(word: str) -> bool:
-    """Whether a word gets a hint if the tokenizer cuts it: one with a capital letter is taken for a name, and one with
-    an apostrophe is cut there."""
-    if word != word.lower() or "\u2019" in word:
-        return False
-    return not word.isascii() or (word.isalpha() and len(word) >= SHORTEST)
-
-
-def _is_inflected(word: str, vocabulary: Vocabulary, depth: int = 2) -> bool:
-    """Whether a word is whole, or a whole one with endings: donkeys."""
-    if word in vocabulary:
-        return True
-    if depth == 0:
-        return False
-    return any(_is_inflected(stem, vocabulary, depth - 1) for stem in _stems(word) if len(stem) >= SHORTEST_STEM)
+def _is_known(word: str, vocabulary: Vocabulary) -> bool:
+    """Whether a word is whole, or a whole one with an ending: donkeys."""
+    return word in vocabulary or any(stem in vocabulary for stem in _stems(word))
 
 
 def _stems(word: str) -> Iterator[str]:
@@ -139,14 +122,12 @@ def _stems(word: str) -> Iterator[str]:
             yield f"{stem}e"
             if stem[-1] == stem[-2]:
                 yield stem[:-1]
-            if stem.endswith("i"):
-                yield f"{stem[:-1]}y"
 
 
 def _is_compound(word: str, vocabulary: Vocabulary) -> bool:
     """Whether a word is two words, as streetlamp is."""
     ends = range(SHORTEST_STEM, len(word) - SHORTEST_STEM + 1)
-    return any(_is_inflected(word[:end], vocabulary, 1) and _is_inflected(word[end:], vocabulary, 1) for end in ends)
+    return any(_is_known(word[:end], vocabulary) and _is_known(word[end:], vocabulary) for end in ends)
 
 
 def _correction(word: str, vocabulary: Vocabulary) -> str | None:
@@ -193,6 +174,6 @@ def _negation(text: str) -> Hints:
     if not left_out:
         return Hints()
     if not kept or len(left_out.split()) > MAX_UNWANTED:
-        return Hints(("the model cannot negate; name what to leave out with: --without WORDS",))
+        return Hints((CANNOT_NEGATE,))
     option = f'--text "{kept}" --without "{left_out}"'
     return Hints((f"the model cannot negate; use: {option}",), Suggestion(kept, left_out))
