@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial, wraps
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -38,20 +38,6 @@ OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of")
 """Cached properties that are computed from the vectors."""
 OF_MODEL = ("embedder", "text_branch", "_vocabulary")
 """Those that depend on the model, and are dropped when the index has been built anew with another one."""
-
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-def of_one_state(method: "Callable[Concatenate[Index, P], T]") -> "Callable[Concatenate[Index, P], T]":
-    """Make all that a method of `Index` reads of one state."""
-
-    @wraps(method)
-    def reading(self: "Index", *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.reading():
-            return method(self, *args, **kwargs)
-
-    return reading
 
 
 class Index:
@@ -184,14 +170,13 @@ class Index:
         condition = _embedded(where)
         return self.store.items(condition.sql, condition.params)
 
-    @of_one_state
     def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
         """Files with vectors that satisfy a condition, newest first, and their total number."""
         condition = _embedded(where)
         order = "date DESC, id LIMIT ? OFFSET ?"
-        parameters = (*condition.params, top, offset)
-        items = list(self.store.items(condition.sql, parameters, order))
-        return items, self.store.count(condition.sql, condition.params)
+        with self.reading():
+            items = list(self.store.items(condition.sql, (*condition.params, top, offset), order))
+            return items, self.store.count(condition.sql, condition.params)
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
         """The file with this path or id, if it is in the index and has vectors."""
@@ -211,34 +196,34 @@ class Index:
         roots = known_roots(self.store)
         return {path: root for path, root in roots.items() if root.type != "removed"}
 
-    @of_one_state
     def stats(self) -> dict[str, Any]:
         """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
-        store = self.store
-        counts_by_kind = store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
-        ((num_vectors,),) = store.select("SELECT count(*) FROM vectors")
-        problems = Counter(problem.reason for problem in self.problems())
-        paths_on_disk = filter(Path.is_file, store.folder.rglob("*"))
-        return {
-            "files": dict(counts_by_kind),
-            "vectors": num_vectors,
-            "captions": store.count("caption IS NOT NULL"),
-            "problems": dict(problems),
-            "bytes": sum(path.stat().st_size for path in paths_on_disk),
-            "model": store.meta["model"],
-            "model_hash": store.meta["model_hash"],
-            "made_by": store.meta.get("made_by"),
-            "created": store.meta["created"],
-            "roots": list(self.roots()),
-        }
+        by_kind = "SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality"
+        paths_on_disk = filter(Path.is_file, self.folder.rglob("*"))
+        with self.reading():
+            store = self.store
+            ((num_vectors,),) = store.select("SELECT count(*) FROM vectors")
+            return {
+                "files": dict(store.select(by_kind)),
+                "vectors": num_vectors,
+                "captions": store.count("caption IS NOT NULL"),
+                "problems": dict(Counter(problem.reason for problem in self.problems())),
+                "bytes": sum(path.stat().st_size for path in paths_on_disk),
+                "model": store.meta["model"],
+                "model_hash": store.meta["model_hash"],
+                "made_by": store.meta.get("made_by"),
+                "created": store.meta["created"],
+                "roots": list(self.roots()),
+            }
 
-    @of_one_state
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files with vectors, and the mean unit vector of each, (n, E) float32."""
-        items = {item.id: item for item in self.items()}
-        ids, file_of_row = self.matrix.files
+        with self.reading():
+            items = {item.id: item for item in self.items()}
+            matrix = self.matrix
+        ids, file_of_row = matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
-        np.add.at(sums, file_of_row, self.matrix.vectors)
+        np.add.at(sums, file_of_row, matrix.vectors)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         sums /= np.maximum(lengths, 1e-12)
         return [items[file_id] for file_id in ids.tolist()], sums
@@ -295,7 +280,6 @@ class Index:
         """A function: `mask_of` these vectors, which remembers the last masks."""
         return lru_cache(CACHED_MASKS)(partial(mask_of, self.store, self.matrix))
 
-    @of_one_state
     def search(
         self,
         query: str | Query,
@@ -325,26 +309,22 @@ class Index:
         Raises:
             UserError: the query cannot be encoded, or a condition or option is invalid.
         """
-        options = SearchOptions(
-            top=top,
-            offset=offset,
-            sort=sort,
-            min_match=min_match,
-            collapse=collapse,
-        )
-        kinds = kinds_of(only, self.modalities)
+        options = SearchOptions(top=top, offset=offset, sort=sort, min_match=min_match, collapse=collapse)
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
-        vector = encode(query, self)
         folders = [below] if isinstance(below, (str, os.PathLike)) else below
-        allowed = self._cached_mask_of(kinds, condition, tuple(os.fspath(folder) for folder in folders))
-        allowed = without_files(self, allowed, query.paths)
-        allowed = without_other_spaces(self, allowed, vector.vector)
-        words = WordSearch(self.store, " ".join(query.texts) if query.is_text else "", self.matrix.num_files)
-        results = Search(self, vector, words, allowed, options).results()
-        if options.offset:  # hints stand above the first page
-            return results
-        lines, suggestion = hints(query.texts, self._vocabulary if query.texts else {}, words.has)
+        paths = tuple(os.fspath(folder) for folder in folders)
+        with self.reading():
+            kinds = kinds_of(only, self.modalities)
+            vector = encode(query, self)
+            allowed = self._cached_mask_of(kinds, condition, paths)
+            allowed = without_files(self, allowed, query.paths)
+            allowed = without_other_spaces(self, allowed, vector.vector)
+            words = WordSearch(self.store, " ".join(query.texts) if query.is_text else "", self.matrix.num_files)
+            results = Search(self, vector, words, allowed, options).results()
+            if options.offset or not query.texts:  # hints stand above the first page
+                return results
+            lines, suggestion = hints(query.texts, self._vocabulary, words.has)
         return replace(results, hints=lines, suggestion=suggestion)
 
     def drop_cached(self) -> None:
@@ -361,5 +341,7 @@ class Index:
 
 def _embedded(where: str | None) -> Condition:
     """Condition for files with vectors that also satisfy ``where``."""
-    condition = Condition("1") if where is None else compile_condition(where)
+    if where is None:
+        return Condition("problem IS NULL")
+    condition = compile_condition(where)
     return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)

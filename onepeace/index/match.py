@@ -336,10 +336,7 @@ class Scale:
             scores_of_parts = [scores for scores in scores_or_none if scores is not None]
             if len(scores_of_parts) == len(query.parts):
                 self._unrelated[modality] = _scores_of_sum(query.parts, scores_of_parts)
-        self._length = 1.0  # weights of single parts change nothing
-        if len(query.parts) > 1:
-            weighted = [part.weight * part.vector for part in query.parts]
-            self._length = float(np.linalg.norm(np.sum(weighted, axis=0)))
+        self._length = query.length
         self._best_z: dict[str, NDArray] = {}
         for modality, unrelated in self._unrelated.items():
             self._best_z[modality] = (unrelated.best - unrelated.mean) / unrelated.deviation

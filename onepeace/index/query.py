@@ -65,7 +65,11 @@ class Query:
             values = self._values(name)
             if not values and name in self.weights:
                 raise UsageError(f"weights has {name}, but the query has no {name}")
-            parts += [self._part(name, value) for value in values]
+            sign, kind, default = (-1, "text", WITHOUT) if name == "without" else (1, name, 1.0)
+            for value in values:
+                if kind == "text" and not (isinstance(value, str) and value.strip()):
+                    raise UsageError(f"{name} is {value!r:.40}; give words, or a list of them")
+                parts.append(QueryPart(kind, value, sign * self.weights.get(name, default)))
         if not any(part.weight > 0 for part in parts):
             raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
         object.__setattr__(self, "parts", tuple(parts))
@@ -105,14 +109,6 @@ class Query:
         if isinstance(value, (list, tuple)) and not is_sound:
             return list(value)
         return [value]
-
-    def _part(self, name: str, value: Any) -> "QueryPart":
-        weight = self.weights.get(name, WITHOUT if name == "without" else 1.0)
-        if name not in ("text", "without"):
-            return QueryPart(field=name, value=value, weight=weight)
-        if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{name} is {value!r:.40}; give words, or a list of them")
-        return QueryPart(field="text", value=value, weight=weight if name == "text" else -weight)
 
 
 @dataclass(kw_only=True)
@@ -166,6 +162,8 @@ class QueryVector(NamedTuple):
     vector: np.ndarray
     """(E,) float32, unit length."""
     parts: tuple[EncodedPart, ...]
+    length: float
+    """Length of the weighted sum; 1 if there is one part, whose weight changes nothing."""
 
     @classmethod
     def of(cls, parts: Sequence[EncodedPart]) -> "QueryVector":
@@ -176,7 +174,8 @@ class QueryVector(NamedTuple):
         """
         weighted = [part.weight * part.vector.astype(np.float64) for part in parts]
         total = np.sum(weighted, axis=0)
-        return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
+        vector = _unit(total, "the parts of the query cancel out; change their weights")
+        return cls(vector, tuple(parts), float(np.linalg.norm(total)) if len(parts) > 1 else 1.0)
 
 
 def encode(query: Query, index: Any) -> QueryVector:

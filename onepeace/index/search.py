@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,18 +162,6 @@ class Results(Sequence[Hit]):
         }
 
 
-NO_ROWS = (
-    np.empty(0, np.int64),
-    np.empty(0, np.float32),
-    np.empty(0),
-    np.empty(0),
-    np.empty(0, bool),
-)
-"""Rows, cosines, z-scores, matches, and whether their files have the words."""
-Masks = list[tuple[bool, np.ndarray | None]]
-"""Rows of the files that have all words of the query, or not, (n,) bool; None = all."""
-
-
 class Candidates(NamedTuple):
     """Rows of the matrix that are near the query, in the order of their files, c of them."""
 
@@ -180,12 +169,12 @@ class Candidates(NamedTuple):
     """(c,) int64."""
     cosines: np.ndarray
     """(c,) float32."""
-    have_words: np.ndarray
-    """(c,) bool: whether their files have all words of the query."""
     matches: np.ndarray | None
     """(c,) float64; None if the rows are ordered by cosine."""
-    cut: list[int]
-    """The last row of each list that may go on."""
+    have_words: np.ndarray
+    """(c,) bool: whether their files have all words of the query."""
+    are_last: np.ndarray
+    """(c,) bool: whether they are the last of a list that may go on."""
 
 
 class Search:
@@ -221,6 +210,8 @@ class Search:
 
     def results(self) -> Results:
         """The page of hits, and what they were chosen from."""
+        if not self.allowed.num_files:
+            return Results(hits=(), compared=0)
         candidates, groups = self._ordered()
         is_relevant = None
         if candidates.matches is not None:
@@ -236,42 +227,39 @@ class Search:
 
         A group has the places among the candidates of the best row of a file, then of its near copies.
         """
-        masks = self._masks()
         count = VECTORS_PER_HIT * self.num_ordered
         while True:
-            candidates = self._candidates(masks, count)
+            candidates = self._candidates(count)
             is_hit = self._reach_minimum(candidates)
             groups = self._groups(candidates.rows, np.flatnonzero(is_hit))
-            if not candidates.cut or count >= len(self.matrix):  # every row was fetched
+            last_places = np.flatnonzero(candidates.are_last)
+            if not len(last_places) or count >= len(self.matrix):  # every row was fetched
                 return candidates, groups
             # The rows that were not fetched come after the last one of their list, and match no better.
-            places = np.flatnonzero(np.isin(candidates.rows, candidates.cut))
             last_groups = groups[self.num_ordered - 1 : self.num_ordered]
-            is_full = any(group[0] <= places[0] for group in last_groups)
-            if is_full or not is_hit[places].any():
+            is_full = any(group[0] <= last_places[0] for group in last_groups)
+            if is_full or not is_hit[last_places].any():
                 return candidates, groups
             count *= GROWTH
 
-    def _masks(self) -> Masks:
-        """Masks of the rows of files that have all words of the query, and of all others."""
+    @cached_property
+    def _masks(self) -> list[tuple[bool, np.ndarray | None]]:
+        """Whether files have all words of the query, and the allowed rows of these files, (n,) bool; None = all."""
+        allowed = self.allowed.rows
         if not len(self.words.file_ids):
-            return [(False, self.allowed.rows)]
+            return [(False, allowed)]
         have_words = rows_of_files(self.matrix, self.words.file_ids)
-        have_none = ~have_words
-        if self.allowed.rows is not None:
-            have_words &= self.allowed.rows
-            have_none &= self.allowed.rows
-        return [(True, have_words), (False, have_none)]
+        masks = [(True, have_words), (False, ~have_words)]
+        return [(has_words, mask if allowed is None else mask & allowed) for has_words, mask in masks]
 
-    def _candidates(self, masks: Masks, count: int) -> Candidates:
+    def _candidates(self, count: int) -> Candidates:
         """Up to ``count`` rows of each modality in each mask: those with rare words first, then by `worth`.
 
         If any modality has no matches, the rows are ordered by cosine and have no matches.
         """
-        parts = [NO_ROWS]
-        cut = []
+        parts = []
         has_matches = True
-        for has_words, mask in masks:
+        for has_words, mask in self._masks:
             nearest = self.matrix.nearest(self.query.vector, count, mask, self.service)
             for modality, (rows, cosines) in nearest.items():
                 z_scores, matches = self.scale.score(modality, cosines)
@@ -283,18 +271,17 @@ class Search:
                     z_scores = np.where(is_copy, np.inf, z_scores)
                     matches = np.where(is_copy, 1.0, matches)
                 z_scores = z_scores + WORDS_Z * has_words
-                parts.append((rows, cosines, z_scores, matches, np.full(len(rows), has_words)))
-                if len(rows) == count:
-                    cut.append(int(rows[-1]))
-        rows, cosines, z_scores, matches, have_words = map(np.concatenate, zip(*parts, strict=True))
+                are_last = np.arange(1, len(rows) + 1) == count
+                parts.append((rows, cosines, z_scores, matches, np.full(len(rows), has_words), are_last))
+        rows, cosines, z_scores, matches, have_words, are_last = map(np.concatenate, zip(*parts, strict=True))
         keys = [-key for key in worth(matches, z_scores)] if has_matches else [-cosines]
         order = np.lexsort((rows, *keys, ~(have_words & self.words.are_rare)))
         return Candidates(
-            rows[order],
-            cosines[order],
-            have_words[order],
-            matches[order] if has_matches and len(rows) else None,
-            cut,
+            rows=rows[order],
+            cosines=cosines[order],
+            matches=matches[order] if has_matches else None,
+            have_words=have_words[order],
+            are_last=are_last[order],
         )
 
     def _reach_minimum(self, candidates: Candidates) -> np.ndarray:

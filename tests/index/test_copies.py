@@ -126,7 +126,6 @@ def test_silence_is_refused(look_at_sound):
 @pytest.mark.parametrize(
     ("seconds", "cut"),
     [
-        (90, 4),
         (8.4, 0.4),
         (34, 2),
     ],

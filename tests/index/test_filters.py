@@ -141,15 +141,11 @@ def test_sqlite_finds_what_python_finds(database, where):
     [
         "width > 3",
         "not width > 3",
-        "'a' in caption",
         "caption != 'x'",
     ],
 )
-def test_unknown_value_satisfies_no_comparison(database, where):
+def test_unknown_value_is_none_and_satisfies_no_comparison(database, where):
     assert UNKNOWN not in ids_where(database, where)
-
-
-def test_unknown_value_is_none(database):
     assert ids_where(database, "width is None") == [UNKNOWN]
 
 
@@ -165,7 +161,6 @@ def test_any_key_of_metadata_can_be_asked_for():
     [
         ("'5' in metadata.n", ["5"]),
         ("metadata.n == 5", [5, "5"]),
-        ("metadata.n != 5", [0, 2.5]),
         ("2 < metadata.n", [5, 2.5, "5"]),
     ],
 )
@@ -213,15 +208,10 @@ TAGS = [
         ("camera = 'X100V'", [0, 1]),
         ("camera == 'x100' or '100' in camera", [0, 1]),
         ("camera != 'X100V'", []),
-        ("camera is None", [2, 3]),
-        ("keyword = 'BEACH'", [0]),
         ("keyword != 'beach'", [1]),
         ("keyword in ('beach', 'night')", [0, 1]),
         ("'z\u00fcr' in keyword", [0]),
-        ("place = 'm\u00fcnchen'", [1]),
-        ("rating >= 3", [0]),
         ("title = 'a = b' and artist='ann' and genre == 'jazz'", [2]),
-        ("near(48.1, 11.6, 5*km)", [0]),
         ("near(48.1, 11.6, 20*km)", [0, 1]),
         ("not near(48.1, 11.6, 20*km)", [2]),
         ("near(-17.7, -179.95, 11000*m)", [2]),
@@ -285,32 +275,20 @@ def test_many_values_are_not_too_deep(database):
     ("where", "word"),
     [
         ("widht > 3", "did you mean width"),
-        ("width = 'x'", "not a number; compare width"),
         ("width = 3 and caption = 'a = b' and height = 'x'", "compare height"),
-        ("width = 3 and = 4", "invalid syntax"),
         ("camera > 'X100V'", "= or in"),
-        ("keyword = 3", "not a text in quotes; compare keyword"),
         ("3 in keyword", "contains no text"),
-        ("near(48.1, 11.6)", "near(48.1, 11.6, 20*km)"),
         ("near(48.1, 11.6, 20)", "not a radius"),
-        ("near(98.1, 11.6, 2*km)", "not a latitude"),
         ("path.match('!*.jpg')", "begins with !"),
         ("size > 2MB", "2*MB"),
-        ("kind == 'dogs'", "it can be image"),
-        ("width", "not a condition"),
-        ("date > 2024", "date in quotes"),
         ("date > 2024-05", 'in quotes: "2024-05"'),
         ("kind == 'pictur'", "did you mean picture"),
-        ("open('x') == 3", "not a field"),
         ("size > 9**9", "not a value"),
         ("3 in (1, 2)", "not a field"),
         ("(" * 500 + "1" + ")" * 500, "where: "),
         ("width > 3 " * 2000, "10,000"),
-        ("\0", "where: "),
         (r"metadata['a\x00b'] == 1", "NUL"),
         (r"'\ud800' in caption", "surrogate"),
-        (r"path == '\ud800'", "surrogate"),
-        ("path.match('[z-a]')", "bad character range"),
     ],
 )
 def test_mistake_is_named(where, word):

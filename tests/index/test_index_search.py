@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
-from support.indexes import META, fabricate, modality_of, unit
+from support.indexes import META, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
@@ -102,11 +102,6 @@ def test_near_copies_are_one_hit_of_each_modality(fill):
     assert search(index, collapse=False) == "a.jpg a.ogg a.png b.jpg"
 
 
-def test_different_pages_are_no_near_copies(fill):
-    """Printed pages, whose words a small picture does not show, have cosines of up to 0.996."""
-    assert search(fill({"1.jpg": 6, "2.jpg": 11, "3.jpg": 16})) == "1.jpg 2.jpg 3.jpg"
-
-
 def test_photograph_is_no_copy_of_a_video(fill):
     index = fill({"a.jpg": 6, "b.jpg": 6.1})
     with closing(Store(index.folder, write=True)) as store, store.transaction():
@@ -120,13 +115,13 @@ def test_photograph_is_no_copy_of_a_video(fill):
 
 def test_near_copies_across_blocks(fill, monkeypatch):
     monkeypatch.setattr("onepeace.index.search.BLOCK", 2)
-    # From one to the next the cosine is 0.998, over two 0.990.
-    index = fill({"0.jpg": 6, "1.jpg": 10, "2.jpg": 14, "3.jpg": 18, "4.jpg": 6.1})
+    # From one to the next the cosine is 0.998, over two 0.990; of the last one 0.996, as of different printed pages.
+    index = fill({"0.jpg": 6, "1.jpg": 10, "2.jpg": 14, "3.jpg": 18, "4.jpg": 6.1, "5.jpg": 23})
 
     results = index.search(QUERY)
 
-    assert names(results) == "0.jpg 2.jpg"
-    assert [hit.copies for hit in results] == [("/p/4.jpg", "/p/1.jpg"), ("/p/3.jpg",)]
+    assert names(results) == "0.jpg 2.jpg 5.jpg"
+    assert [hit.copies for hit in results] == [("/p/4.jpg", "/p/1.jpg"), ("/p/3.jpg",), ()]
 
 
 def test_pages_are_parts_of_one_list(fill):
@@ -162,11 +157,9 @@ def test_only_one_modality(fill):
 @pytest.mark.parametrize(
     ("below", "expected"),
     [
-        (["/p/a"], "a/1.jpg a/b/2.jpg"),
-        (["/p/a/b/", "/p/ab/3.jpg"], "a/b/2.jpg ab/3.jpg"),
+        ("/p/a", "a/1.jpg a/b/2.jpg"),
+        (["/p/a/b/", "/p/ab/3.jpg", "/p/none"], "a/b/2.jpg ab/3.jpg"),
         (["/p/a.tar"], "a.tar::4.jpg"),
-        (["/"], "a/1.jpg a/b/2.jpg ab/3.jpg a.tar::4.jpg"),
-        ("/p/none", ""),
     ],
 )
 def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
@@ -225,10 +218,6 @@ def test_calls_see_the_latest_state_and_those_inside_reading_one(two):
     assert len(two) == 1
 
 
-def test_search_while_items_are_listed(two):
-    assert [search(two) for _ in two.items()] == 2 * ["a.jpg b.jpg"]
-
-
 def test_idle_reader_lets_the_log_of_a_writer_end(two):
     search(two)
     log = two.folder / f"{DATABASE}-wal"
@@ -237,13 +226,6 @@ def test_idle_reader_lets_the_log_of_a_writer_end(two):
             with store.transaction():
                 store.meta["number"] = str(number)
         assert log.stat().st_size < 20_000_000  # 33 MB where a reader holds a transaction
-
-
-def test_index_that_is_replaced_while_it_is_open(two):
-    (two.folder / DATABASE).unlink()
-    fabricate(two.folder, [(Item("/c.jpg", "image"), at(0))])
-
-    assert search(two) == "/c.jpg"
 
 
 def test_parts_of_a_query_are_one_vector_with_weights(fill):
@@ -259,12 +241,6 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
     np.testing.assert_allclose(encoded.vector, unit(3 * at(0) + 2 * at(90)), atol=1e-6)
     assert [part.bank for part in encoded.parts] == ["image", "image", "sentence"]
     assert [part.weight for part in encoded.parts] == [2.0, 2.0, 1.0]
-
-
-def test_samples_and_rate_are_one_sound():
-    samples = (np.zeros(9), np.int64(16000))
-
-    assert Query(audio=samples).parts == (("audio", samples, 1.0),)
 
 
 def test_copy_of_the_query_has_a_match_of_1(fill):
@@ -301,14 +277,11 @@ def mixed(fill):
 @pytest.mark.parametrize(
     "options",
     [
-        {"only": "audio"},
         {"only": "text"},
         {"where": "size > 9"},
         {"below": "/p/a"},
-        {"top": 2},
         {"top": 3, "offset": 4},
         {"min_match": 0.4},
-        {"sort": "path", "min_match": 0},
     ],
 )
 def test_match_depends_on_no_filter_and_no_other_hit(mixed, options):
@@ -357,7 +330,6 @@ def test_order_is_by_likelihood_then_by_match_and_of_weak_ones_by_z(fill, monkey
         ({"like": ["/p/a.jpg", "/p/b.jpg"]}, "cancel"),
         ({"like": "/p/none.jpg"}, "/p/none.jpg"),
         ({"vector": np.ones(WIDTH + 1)}, r"\(9,\)"),
-        ({"text": "a", "weights": {"txt": 1.0}}, "weight of txt"),
         ({"text": "a", "weights": {"vector": 2.0}}, "vector"),
         ({"text": "a", "weights": {"text": float("nan")}}, "weight of text"),
     ],
