@@ -2,6 +2,7 @@
 
 python docs/results/many_files.py make FOLDER COUNT           # writes the files, 1.5 MB each
 python docs/results/many_files.py measure FOLDER...           # rows of the first table, for each folder
+python docs/results/many_files.py measure FOLDER --only-build # of the first without decoding, the model and `embed`
 python docs/results/many_files.py measure FOLDER --open-clip  # rows of the second, beside open_clip's own API
 python docs/results/many_files.py serve INDEX                 # rows of the third
 python docs/results/many_files.py graph                       # many_files.svg, from the tables of many_files.md
@@ -293,7 +294,7 @@ def _modality(path: Path) -> str:
 # The tables
 
 
-def measure(folder: Path, *, beside_open_clip: bool) -> None:
+def measure(folder: Path, *, only_build: bool, beside_open_clip: bool) -> None:
     """Print the rows of a folder; its index stays beside it."""
     scratch = folder.with_name(f"{folder.name}.scratch")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -303,24 +304,27 @@ def measure(folder: Path, *, beside_open_clip: bool) -> None:
         if beside_open_clip:
             measure_open_clip(folder / "pictures", scratch, environment)
         else:
-            measure_ours(folder, scratch, environment)
+            measure_ours(folder, scratch, environment, only_build=only_build)
     finally:
         shutil.rmtree(scratch)
 
 
-def measure_ours(folder: Path, scratch: Path, environment: dict[str, str]) -> None:
+def measure_ours(folder: Path, scratch: Path, environment: dict[str, str], *, only_build: bool) -> None:
     """Decoding, the model, a build, `embed`, searches and an update, with the bundled model."""
     num_files = len(files_of(folder))
     index = folder.with_name(f"{folder.name}.index")
     build = [*ONEPEACE, "index", "build", str(index), str(folder), "--dtype", "float32", "--force"]
     embed = [*ONEPEACE, "embed", str(folder), "-o", str(scratch / "vectors.npz"), "--dtype", "float32"]
-    costs = {
-        "decoding alone": cost_of_stage("decode", folder, "tiny", environment),
-        "the model alone": cost_of_stage("compute", folder, "tiny", environment),
-        "`onepeace index build`": cost_of(build, environment),
-        "`onepeace embed`": cost_of(embed, environment),
-    }
-    print_costs(num_files, costs)
+    if only_build:
+        print_row("`onepeace index build`", num_files, cost_of(build, environment))
+    else:
+        costs = {
+            "decoding alone": cost_of_stage("decode", folder, "tiny", environment),
+            "the model alone": cost_of_stage("compute", folder, "tiny", environment),
+            "`onepeace index build`": cost_of(build, environment),
+            "`onepeace embed`": cost_of(embed, environment),
+        }
+        print_costs(num_files, costs)
     print_search(num_files, index, environment)
     changed = random.Random(num_files).sample(range(num_files), max(1, num_files // 100))  # noqa: S311
     write_files(folder, changed, seed=time.time_ns())
@@ -473,8 +477,8 @@ COLOURS = {
     "the model alone": "#2ca02c",
     "update, 1 % of the files changed": "#ff7f0e",
 }
-GRAPH_WIDTH, GRAPH_HEIGHT, EDGE = 640, 400, 60
-FILES, TIMES = (1_000, 10_000, 100_000), (1, 10, 100, 1_000, 10_000)
+GRAPH_WIDTH, GRAPH_HEIGHT, EDGE = 640, 400, 72
+FILES, TIMES = (1_000, 10_000, 100_000), (1, 10, 100, 1_000, 10_000, 100_000)
 
 
 def graph(page: str) -> str:
@@ -490,7 +494,7 @@ def graph(page: str) -> str:
         height = _place(FILES[0], seconds)[1]
         parts.append(_line([(EDGE, height), (GRAPH_WIDTH - EDGE, height)], "#dddddd"))
         parts.append(_text(EDGE / 2, height + 4, f"{seconds:,} s"))
-    for name, colour in COLOURS.items():
+    for row, (name, colour) in enumerate(COLOURS.items()):
         points = _points(page, name)
         if not points:
             continue
@@ -499,7 +503,7 @@ def graph(page: str) -> str:
         end = _place(FILES[-1], slope * FILES[-1])
         parts.append(_line(corners, colour))
         parts.append(_line([corners[-1], end], colour, dashed=True))
-        parts.append(_text(end[0] - 90, end[1] - 6, name.strip("`"), colour))
+        parts.append(_text(3 * EDGE, EDGE + 18 * (row + 1), name.strip("`"), colour))
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -539,7 +543,9 @@ def main() -> None:
     making.add_argument("count", type=int)
     measuring = commands.add_parser("measure")
     measuring.add_argument("folders", type=Path, nargs="+")
-    measuring.add_argument("--open-clip", action="store_true", help=f"{ARCHITECTURE} beside open_clip's own API")
+    choice = measuring.add_mutually_exclusive_group()
+    choice.add_argument("--only-build", action="store_true", help="neither decoding and the model alone, nor `embed`")
+    choice.add_argument("--open-clip", action="store_true", help=f"{ARCHITECTURE} beside open_clip's own API")
     serving_parser = commands.add_parser("serve")
     serving_parser.add_argument("index", type=Path)
     commands.add_parser("graph")
@@ -552,7 +558,7 @@ def main() -> None:
         make(args.folder, args.count)
     elif args.command == "measure":
         for folder in args.folders:
-            measure(folder.absolute(), beside_open_clip=args.open_clip)
+            measure(folder.absolute(), only_build=args.only_build, beside_open_clip=args.open_clip)
     elif args.command == "serve":
         serve(args.index)
     elif args.command == "graph":
