@@ -243,7 +243,6 @@ LONG = {"self_critical": self_critical(2, 2000)}
     ("fields", "message"),
     [
         (generation(task="capton"), r"objective\.generation\.task 'capton' .* caption"),
-        (generation(changes={"beam": 3}), r"objective\.generation\.changes.*beam"),
         (generation(writes="label"), "label .* targets of squares.tar"),
         (generation(task="infill"), "infill reads no picture"),
         ({"optim": {"layer_decay": 0.9}}, r"optim\.layer_decay"),

@@ -121,13 +121,8 @@ def test_names_of_the_released_base_model(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        (
-            "decoder.layers.1.cross_attn_ln.bias",
-            None,
-            r"lack 1 of .*decoder\.blocks\.1\.cross_attn_norm",
-        ),
+        ("decoder.layers.1.cross_attn_ln.bias", None, r"lack 1 of .*decoder\.blocks\.1\.cross_attn_norm"),
         ("encoder.layers.0.w_resid", torch.ones(32), r"1 of \d+ tensors have no place here"),
-        ("encoder.pos_ln.bias", torch.ones(31), r"shape \(encoder\.words\.pos_norm\.bias"),
         ("encoder.embed_tokens.weight", None, r"lacks decoder\.token_embed\.weight"),
     ],
 )
@@ -145,7 +140,7 @@ def test_misplaced_tensor_is_named(convert_ofa, tmp_path, name, tensor, words):
 
 @pytest.mark.parametrize(
     ("switch", "value"),
-    [("disable_entangle", False), ("attn_scale_factor", 1), ("no_scale_embedding", False)],
+    [("disable_entangle", False), ("attn_scale_factor", 1)],
 )
 def test_other_computation_is_refused(convert_ofa, switch, value):
     with pytest.raises(UserError, match=f"{switch} {value}"):

@@ -77,20 +77,13 @@ def sound(collection):
     return collection / "sea.ogg"
 
 
-def test_caption_of_the_bytes_of_a_file(tools, picture, sound):
+def test_tools_give_the_model_the_bytes_of_a_file(tools, picture, sound):
+    size = os.path.getsize(picture)
     described, problem = tools.caption([str(picture), str(sound)])["files"]
-    assert described["caption"] == f"a picture of {os.path.getsize(picture)} bytes"
+    assert described["caption"] == f"a picture of {size} bytes"
     assert "audio" in problem["problem"]
-
-
-def test_answer_about_the_bytes_of_a_file(tools, picture):
-    answer = tools.answer(str(picture), "what?")
-    assert answer == {"answer": f"{os.path.getsize(picture)} what?", "confidence": 0.512}
-
-
-def test_ground_in_the_bytes_of_a_file(tools, picture, sound):
-    found = tools.ground(str(picture), "a cat")
-    assert found == {"box": [1.0, 2.0, os.path.getsize(picture), 5.0], "confidence": 0.512}
+    assert tools.answer(str(picture), "what?") == {"answer": f"{size} what?", "confidence": 0.512}
+    assert tools.ground(str(picture), "a cat") == {"box": [1.0, 2.0, size, 5.0], "confidence": 0.512}
     with pytest.raises(UserError, match="does not support ground for audio"):
         tools.ground(str(sound), "a cat")
 

@@ -184,7 +184,6 @@ def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp
     ("address", "error"),
     [
         (NO_SERVER, UserError),
-        ("milvus://", UsageError),
         ("nobody://host", UsageError),
     ],
 )

@@ -12,9 +12,6 @@ from support.embedding import assert_same
 TASKS = [
     "MockRetrievalTask",
     "MockImageClassification",
-    "MockImageTextPairClassification",
-    "MockZeroShotClassification",
-    "MockAudioClassification",
     "MockAny2AnyRetrievalT2A",
     "AbsTaskAudioPairClassification",
 ]

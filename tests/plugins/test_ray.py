@@ -114,7 +114,6 @@ def test_file_that_kills_is_named(deadly_model, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "reason"),
     [
-        ("none", "precision"),
         ("deadly", "died"),
         ("broken", "broken weights"),
     ],
@@ -134,7 +133,6 @@ def test_model_that_cannot_be_loaded_ends_the_run(deadly_model, tmp_path, dtype,
     ("address", "resources", "num_actors", "share"),
     [
         ("ray", {"CPU": 9}, 2, {"num_cpus": 4.0}),
-        ("ray:4", {"CPU": 2}, 4, {"num_cpus": 0.5}),
         ("ray", {"CPU": 9, "GPU": 3}, 3, {"num_gpus": 1.0}),
         ("ray:4", {"CPU": 9, "GPU": 3}, 4, {"num_gpus": 0.5}),
     ],

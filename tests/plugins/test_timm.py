@@ -71,7 +71,7 @@ def test_features_of_the_bundled_model(tiny, samples):
     assert TINY in timm.list_pretrained()
 
 
-@pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
+@pytest.mark.parametrize("indices", [(2, 0), (-3, -1)])
 def test_features_only_gives_maps_of_blocks(folder, pixels, indices):
     blocks = sorted(index % 3 for index in indices)
     model = create(folder, features_only=True, out_indices=indices)
@@ -133,19 +133,18 @@ def test_unknown_values_are_refused(folder, options, words):
         create(folder, **options)
 
 
-@pytest.mark.parametrize("decay", [None, 0.5])
-def test_optimizer_groups_are_those_of_our_recipes(folder, decay):
+def test_optimizer_groups_are_those_of_our_recipes(folder):
     model = create(folder, num_classes=5)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
 
     settings = {}
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.1, layer_decay=decay)
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.1, layer_decay=0.5)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             settings[name_of[parameter]] = (group.get("lr_scale", 1.0), group["weight_decay"])
 
     expected = {"head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0)}
-    for group in parameter_groups(model.trunk, OptimConfig(weight_decay=0.1, layer_decay=decay)):
+    for group in parameter_groups(model.trunk, OptimConfig(weight_decay=0.1, layer_decay=0.5)):
         for name, _ in group["params"]:
             expected[f"trunk.{name}"] = (group["lr_scale"], group["weight_decay"])
     assert settings == expected

@@ -21,8 +21,6 @@ TEXTS = [
 ]
 SETTINGS = [
     {},
-    {"lower": False},
-    {"prefix_space": False},
     {"clean": False, "lower": False, "prefix_space": False},
     {"max_tokens": None},
 ]

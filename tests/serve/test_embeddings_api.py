@@ -55,16 +55,13 @@ def test_vectors_in_base64(embed, model):
     [
         ([{"audio": "file:///etc/passwd"}], 422, "input[0].audio"),
         (["a", {"image": "/etc/passwd"}], 422, "input[1].image"),
-        (["a", {"audio": "bm8gc291bmQ="}], 422, "input[1].audio"),
         ([{"image": "A" * 300_000}], 413, "input[0].image"),
         ([{"image": png(700, 900)}] * 2, 413, "input[1].image"),
         ([{"audio": wav(5)}] * 3, 413, "input[2].audio"),
         (["a" * 201], 413, "input[0].text"),
         ([], 422, "input"),
         ([{"image": png(20_000, 20_000)}], 413, "1000000"),
-        ([[1, 2]], 422, "input[0]"),
         ({"text": 5}, 422, "input[0]: text"),
-        ({"text": "a", "weights": {"text": 1}}, 422, "weights"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line_and_the_next_is_answered(client, embed, inputs, status, field):
@@ -75,7 +72,6 @@ def test_wrong_input_is_refused_in_one_line_and_the_next_is_answered(client, emb
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
-        (b"", "application/json"),
         (b'{"text":', "application/json"),
         (b"\xff\xd8\xff\xe0", "application/json"),
         (b'{"text": "a dog"}', "text/plain"),

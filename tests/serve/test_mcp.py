@@ -116,14 +116,11 @@ def test_classify_by_labels(call, model, paths):
     ("tool", "arguments", "field"),
     [
         ("search", {}, "text, like"),
-        ("search", {"text": "a", "top": 101}, "top"),
         ("search", {"text": "a", "path": "*" * 1001}, "path: 1001"),
         ("search", {"text": "a", "tops": 3}, "tops: no such argument"),
-        ("search", {"text": "a", "where": "x"}, "where"),
         ("search", {"like": "../README.md"}, "../README.md"),
         ("classify", {"labels": [f"{number}" for number in range(201)]}, "labels: 201"),
         ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}, "/etc/passwd"),
-        ("caption", {"paths": ["cat.jpg"]}, "caption"),
     ],
 )
 def test_wrong_call_is_a_tool_error_that_names_the_field(call, paths, tool, arguments, field):

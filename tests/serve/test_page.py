@@ -66,7 +66,7 @@ def test_files_are_there_before_anything_is_asked(page, ids):
     assert page.wait(lambda: "barks at the sea" in page.text(".card blockquote"))
 
 
-@pytest.mark.parametrize("width", [360, 640, 820, 1060, 1600])
+@pytest.mark.parametrize("width", [360, 1060])
 def test_chips_and_their_lists_make_no_page_too_wide(driver, server, width):
     window(driver, width)
     page = Page(driver, server)
@@ -212,19 +212,19 @@ def test_kinds_are_counted_as_the_other_filters_leave_them(wide):
     wide.wait(lambda: counts() == [1, 1, 0])
 
 
-def test_arrows_lead_from_an_open_file_to_others(page):
-    page.search("a dog")
-    names = page.names()
-    assert open_first_file(page) == names[0]
+def test_arrows_lead_from_an_open_file_to_others(wide):
+    wide.search("a dog")
+    names = wide.names()
+    assert open_first_file(wide) == names[0]
 
     moves = [(Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)]
     for key, position in moves:
-        page.type(key)
-        page.wait(lambda name=names[position]: page.text("#name") == name)
+        wide.type(key)
+        wide.wait(lambda name=names[position]: wide.text("#name") == name)
 
-    page.type(Keys.ESCAPE)
-    page.wait_without("#viewer[open]")
-    page.wait(lambda: (page.value_of("document.activeElement.ariaLabel") or "").startswith(names[1]))
+    wide.type(Keys.ESCAPE)
+    wide.wait_without("#viewer[open]")
+    wide.wait(lambda: (wide.value_of("document.activeElement.ariaLabel") or "").startswith(names[1]))
 
 
 def test_picture_opens_large_and_back_closes_it(page):

@@ -56,7 +56,7 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
     assert search(client, like=[str(collection / "cat.jpg")])["hits"] == hits
 
 
-@pytest.mark.parametrize("below", ["{}", "{}/", "/"])
+@pytest.mark.parametrize("below", ["{}", "/"])
 def test_below_a_folder_are_all_files(client, collection, ids, below):
     assert sorted(names(client, below=below.format(collection))) == sorted(ids)
 
@@ -104,14 +104,11 @@ def test_names_are_completed(client, collection):
     [
         ({"text": "a", "topp": 3}, 422, "topp"),
         ({"text": "a", "offset": 10**9}, 422, "offset"),
-        ({"text": "a", "weights": {"text": 10**400}}, 422, "weights.text"),
-        ({"like": 12345}, 404, "12345"),
         ({"like": 2**70}, 422, "like"),
         ({"without": ["a"] * 6}, 413, "parts"),
         ({"text": "a", "where": "import os"}, 422, "where: "),
         ({"text": "a", "only": "smells"}, 422, "only: "),
         ({"text": "a", "like": None}, 422, "like"),
-        ({"image": ""}, 422, "image: "),
         ([], 422, "the body: "),
     ],
 )
