@@ -389,15 +389,9 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
                 forms.append(name.removeprefix(folder))
         return any(globs.matches(form.replace(os.sep, "/")) for form in forms)
 
-    numbers_of_arguments: dict[Callable[..., Any], int] = {
-        path_fits: 2,
-        contains: 2,
-        is_same: 2,
-        number: 1,
-        distance: 4,
-    }
-    for function, num_arguments in numbers_of_arguments.items():
-        connection.create_function(function.__name__, num_arguments, function, deterministic=True)
+    functions: list[Callable[..., Any]] = [path_fits, contains, is_same, number, distance]
+    for function in functions:
+        connection.create_function(function.__name__, -1, function, deterministic=True)
 
 
 def contains(text: object, part: str) -> bool | None:

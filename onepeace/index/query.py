@@ -259,15 +259,11 @@ class Allowed(NamedTuple):
     num_files: int
     """Number of files with such a row."""
 
-    @classmethod
-    def of(cls, matrix: Matrix, rows: np.ndarray) -> "Allowed":
-        """Count the files, which takes 3 ms for a million rows."""
-        _, file_of_row = matrix.files
-        return cls(rows, int(np.count_nonzero(np.bincount(file_of_row[rows]))))
-
     def only(self, matrix: Matrix, rows: np.ndarray) -> "Allowed":
-        """Those of them that are among other rows, (n,) bool."""
-        return Allowed.of(matrix, rows if self.rows is None else self.rows & rows)
+        """Those of them that are among other rows, (n,) bool; to count their files takes 3 ms for a million rows."""
+        both = rows if self.rows is None else self.rows & rows
+        _, file_of_row = matrix.files
+        return Allowed(both, int(np.count_nonzero(np.bincount(file_of_row[both]))))
 
 
 def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
@@ -307,10 +303,11 @@ def mask_of(
     paths = {*map(os.path.abspath, below), *map(os.path.realpath, below)}
     if paths:
         conditions.append(sql_below(paths))
+    everything = Allowed(None, matrix.num_files)
     if not conditions:
-        return Allowed(None, matrix.num_files)
+        return everything
     sql = " AND ".join(f"({condition})" for condition in conditions)
-    return Allowed.of(matrix, rows_of_files(matrix, store.ids(sql, parameters)))
+    return everything.only(matrix, rows_of_files(matrix, store.ids(sql, parameters)))
 
 
 def without_files(index: Any, allowed: Allowed, paths: Sequence[bytes]) -> Allowed:

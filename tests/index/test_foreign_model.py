@@ -138,7 +138,6 @@ def test_identity_of_a_model_loaded_in_part(build, update, model, random_folder)
 @pytest.mark.parametrize(
     "options",
     [
-        {"device": "cpu"},
         {"dtype": "float32"},
         {"engine": "ray"},
     ],

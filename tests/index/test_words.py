@@ -224,18 +224,6 @@ def test_search_pages_with_words(opened):
 
 
 @pytest.mark.parametrize(
-    "filters",
-    [{"where": "'/1/' in path"}, {"sort": "path", "below": "/disk/ann/Pictures/1"}],
-)
-def test_search_filters_files_with_words(opened, filters):
-    hits = opened.search("dog", top=100, collapse=False, **filters)
-
-    assert set(names(hits)) == {name for number, name in enumerate(NAMES) if number % 4 == 1}
-    assert len(hits) == 25
-    assert set(names(hit for hit in hits if hit.words)) == set(DOGS)
-
-
-@pytest.mark.parametrize(
     "query",
     [
         Query(text="dog", vector=np.eye(WIDTH)[0]),
