@@ -230,13 +230,12 @@ def test_shards_over_http_equal_the_files(served, cached):
 
 
 @pytest.mark.parametrize("kind", ["500", "cut", "half", "unsized", "login"])
-@pytest.mark.parametrize("name", ["000.tar", "001.tar.gz"])
-def test_server_that_fails_once_changes_nothing(served, cached, kind, name):
+def test_server_that_fails_once_changes_nothing(served, cached, kind):
     folder, address, requests = served
     write_shards(folder, [6, 4])
-    shard = cached(f"{address}/{kind}-once/{name}")
-    assert contents(shard) == contents(cached(str(folder / name)))
-    assert requests.counts[f"/{kind}-once/{name}"] == 2
+    shard = cached(f"{address}/{kind}-once/001.tar.gz")
+    assert contents(shard) == contents(cached(str(folder / "001.tar.gz")))
+    assert requests.counts[f"/{kind}-once/001.tar.gz"] == 2
 
 
 @pytest.mark.parametrize(

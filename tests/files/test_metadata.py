@@ -154,13 +154,9 @@ def test_size_of_a_turned_video():
 MODALITIES = ["image", "audio", "video", "text"]
 
 
-def video_content():
-    return media("a.mp4", WITH_SOUND).read_bytes()
-
-
-def half_a_video():
-    content = video_content()
-    return content[: len(content) // 2]
+def beginning_of_a_video(share):
+    content = media("a.mp4", WITH_SOUND).read_bytes()
+    return content[: int(len(content) * share)]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -170,21 +166,11 @@ def half_a_video():
     [
         lambda: b"",
         lambda: b"hello " * 100,
-        lambda: bytes(5000),
-        half_a_video,
-        lambda: video_content()[:40],
+        lambda: beginning_of_a_video(0.5),
         lambda: b"RIFF\x24\0\0\0WAVEfmt ",
         lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(range(256)),
     ],
-    ids=[
-        "empty",
-        "text",
-        "zeros",
-        "half a video",
-        "start of a video",
-        "start of a sound",
-        "start of a raw picture",
-    ],
+    ids=["empty", "text", "half a video", "start of a sound", "start of a raw picture"],
 )
 def test_broken_file_has_an_empty_description(make, ending, tmp_path):
     path = tmp_path / f"broken{ending}"
@@ -304,15 +290,7 @@ def test_iptc_becomes_tags(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "wav",
-        "flac",
-        "ogg",
-        "mp3",
-    ],
-)
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
 def test_tags_of_a_sound_that_soundfile_reads(form, tmp_path):
     path = tmp_path / f"a.{form}"
     with soundfile.SoundFile(path, "w", 16000, 1) as sound:
@@ -351,7 +329,6 @@ def test_tags_of_a_sound_that_pyav_reads(tmp_path):
         ("-33.8650+151.2100/", {"latitude": -33.865, "longitude": 151.21}),
         ("+00.0000+000.0000/", {}),
         ("+99.0000+000.0000/", {}),
-        ("Munich", {}),
     ],
 )
 def test_position_of_a_video(position, degrees):

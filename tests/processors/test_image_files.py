@@ -88,15 +88,13 @@ PNG = encoded_image(PIXELS)
     "item",
     [
         bytearray(PNG),
-        Image.fromarray(PIXELS),
         Image.open(io.BytesIO(PNG)),
-        PIXELS,
         PIXELS[::-1].copy()[::-1],
         CHANNELS_FIRST,
         CHANNELS_FIRST / 255,
         (CHANNELS_FIRST - 0.4).clamp(min=0) / 255,
     ],
-    ids=["bytearray", "PIL", "lazy PIL", "array", "reversed", "tensor", "floats", "between levels"],
+    ids=["bytearray", "lazy PIL", "reversed", "tensor", "floats", "between levels"],
 )
 def test_form_of_the_picture_does_not_matter(item):
     assert (levels(item) == levels(PNG)).all()
@@ -194,16 +192,13 @@ def half_transparent() -> Image.Image:
 @pytest.mark.parametrize(
     "form_of",
     [
-        lambda image: image,
         np.asarray,
-        lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
         encoded_image,
-        lambda image: encoded_image(image, "WEBP", lossless=True),
         lambda image: image.convert("RGBa"),
         lambda image: encoded_image(image.quantize(8, method=Image.Quantize.FASTOCTREE)),
         lambda image: encoded_image(image, "GIF"),
     ],
-    ids=["RGBA", "array", "tensor", "PNG", "WebP", "premultiplied", "palette PNG", "GIF"],
+    ids=["array", "PNG", "premultiplied", "palette PNG", "GIF"],
 )
 def test_transparent_pixels_are_white(half_transparent, form_of):
     expected = np.full((8, 8, 3), 255)
@@ -245,16 +240,14 @@ WIDE_RAMP = RAMP.astype(np.uint16)
     "item",
     [
         encoded_image(WIDE_RAMP),
-        encoded_image(WIDE_RAMP, "TIFF"),
         b"P5 8 8 65535 " + WIDE_RAMP.astype(">u2").tobytes(),
-        Image.fromarray(WIDE_RAMP),
         Image.fromarray(WIDE_RAMP.astype(np.int32)),
         Image.fromarray((RAMP / 65535).astype(np.float32)),
         Image.fromarray((RAMP * 30000).astype(np.int32)),
         Image.fromarray((RAMP - 70000).astype(np.int32)),
         Image.fromarray((RAMP * 7 - 3).astype(np.float32)),
     ],
-    ids=["PNG", "TIFF", "PGM", "I;16", "I", "F", "32 bits", "negative", "floats"],
+    ids=["PNG", "PGM", "I", "F", "32 bits", "negative", "floats"],
 )
 def test_sixteen_bits_are_scaled_and_not_clipped(item):
     assert np.abs(pixels_of(item)[..., 1] - np.round(RAMP / 257)).max() <= 1
