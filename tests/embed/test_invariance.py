@@ -14,6 +14,8 @@ from support.small_models import (
 from torch.nn.functional import cosine_similarity, pad
 from torch.testing import assert_close
 
+from onepeace.model import encoder
+
 ITEMS = range(6)
 AUDIO_STEMS = ["audio", "audio with even kernel", "audio with mel stem"]
 
@@ -72,6 +74,30 @@ def test_vectors_of_different_items_differ(variant):
     distances = (vectors[:, None] - vectors).abs().amax(dim=2)
     assert distances[~torch.eye(6, dtype=bool)].min() > 2e-3
     assert_same_vectors(vectors.norm(dim=1), torch.ones(6))
+
+
+def passes_of(model, batch, keep):
+    """Features by modality of a joint pass, of one with a part of the tokens, and predictions of all tokens."""
+    return model.features(batch), model.features(batch, keep), model.reconstruct(model.stems(batch), keep)
+
+
+@pytest.mark.parametrize("device", ["cpu", "as on a GPU"])
+@pytest.mark.parametrize("bias_per_block", [False, True])
+def test_joint_and_masked_passes_ignore_batch_mates(monkeypatch, bias_per_block, device):
+    if device != "cpu":
+        monkeypatch.setattr(encoder, "FOLDED", ())
+        monkeypatch.setattr(encoder, "SHORT", 0)
+    model = small_model(*ALL, bias_per_block=bias_per_block)
+    batch = batch_of(model, range(3))
+    keep = every_other(model, batch)
+    together = passes_of(model, batch, keep)
+
+    for index in range(3):
+        alone = {key: item(key, index) for key in ALL}
+        kept_alone = {key: ids[index : index + 1, ids[index] >= 0] for key, ids in keep.items()}
+        for actual, expected in zip(together, passes_of(model, alone, kept_alone), strict=True):
+            for key, (tokens,) in expected.items():
+                assert_same_tokens(actual[key][index, : len(tokens)], tokens)
 
 
 @pytest.mark.parametrize("name", AUDIO_STEMS)

@@ -1,4 +1,4 @@
-"""The whole model: against the plain one, what a pass costs, what a file of it holds, how it starts."""
+"""The whole model: what a pass costs, what a file of it holds, how it starts."""
 
 import math
 from unittest.mock import Mock
@@ -6,12 +6,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 from support.golden_cases import assert_near
-from support.hub_layouts import to_original
-from support.reference import Reference
 from support.small_models import (
     ALL,
     VARIANTS,
-    WAVE,
     assert_gradients_everywhere,
     batch_of,
     every_other,
@@ -29,116 +26,6 @@ from onepeace.model.sequence import padding
 from onepeace.train.objective import Objective, Passes
 
 RAW = {"text": "ids", "image": "pixels", "audio": "waveform"}
-SIZES = {
-    "one table": {"dim": 24, "num_heads": 3, "depth": 2, "ffn_dim": 40, "embed_dim": 10},
-    "table per block": {
-        "dim": 32,
-        "num_heads": 2,
-        "depth": 3,
-        "ffn_dim": 16,
-        "embed_dim": 32,
-        "bias_per_block": True,
-    },
-    "no layer scale": {
-        "dim": 16,
-        "num_heads": 4,
-        "depth": 1,
-        "ffn_dim": 20,
-        "embed_dim": 5,
-        "layer_scale": None,
-    },
-    "as on a GPU": {},
-}
-
-
-def reference_of(model):
-    """The reference with the same weights; sizes no shape tells are those of small_models."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if name != "logit_scale":
-            weights[to_original(name)] = tensor
-    return Reference(
-        weights,
-        heads=model.config.num_heads,
-        decoder_heads=model.config.decoder.num_heads,
-        strides=[stride for _, _, stride in WAVE["convs"]],
-        groups=4,
-    )
-
-
-def in_float64(batch):
-    for inputs in batch.values():
-        for name, tensor in inputs.items():
-            if tensor.is_floating_point():
-                inputs[name] = tensor.double()
-    return batch
-
-
-def assert_equal_tokens(tokens, expected, what):
-    """The tokens of an item are equal; the padding after them is not compared."""
-    assert_near(tokens[: len(expected)], expected, 1e-10, what=what)
-
-
-@pytest.fixture(params=SIZES)
-def reference_case(request, monkeypatch):
-    """A model in float64, three items in a padded batch, which of their tokens are left in, and the reference."""
-    if request.param == "as on a GPU":
-        monkeypatch.setattr(encoder, "FOLDED", ())
-        monkeypatch.setattr(encoder, "SHORT", 0)
-    decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
-    model = small_model(*ALL, decoder=decoder, **SIZES[request.param]).double()
-    batch = in_float64(batch_of(model, range(3)))
-    return model, batch, every_other(model, batch), reference_of(model)
-
-
-def reference_stems(reference, index):
-    stems = {}
-    for key in ALL:
-        inputs = in_float64({key: item(key, index)})[key]
-        stems[key] = reference.stem(key, inputs[RAW[key]][0])
-    return stems
-
-
-@torch.no_grad()
-def test_vectors_equal_the_reference(reference_case):
-    model, batch, _, reference = reference_case
-    vectors = model(batch)
-    for index in (0, 2):
-        for key, stem in reference_stems(reference, index).items():
-            features = reference.encode([reference.place(key, stem)])[key]
-            assert_near(vectors[key][index], reference.embed(key, features), 1e-10, what=f"vectors of {key} {index}")
-
-
-@torch.no_grad()
-def test_joint_features_equal_the_reference(reference_case):
-    model, batch, _, reference = reference_case
-    features = model.features(batch)
-    for index in (0, 2):
-        items = []
-        for key, stem in reference_stems(reference, index).items():
-            items.append(reference.place(key, stem))
-        expected = reference.encode(items)
-        for key in ALL:
-            assert_equal_tokens(features[key][index], expected[key], f"features of {key} {index}")
-
-
-@torch.no_grad()
-def test_masked_features_and_predictions_equal_the_reference(reference_case):
-    model, batch, keep, reference = reference_case
-    features = model.features(batch, keep)
-    predictions = model.reconstruct(model.stems(batch), keep)
-    for index in (0, 2):
-        lengths = {}
-        visible = []
-        for key, stem in reference_stems(reference, index).items():
-            ids = keep[key][index]
-            visible.append(reference.place(key, stem, ids[ids >= 0].tolist()))
-            lengths[key] = len(stem) + 1
-        encoded = reference.encode(visible)
-        decoded = reference.decode(visible, encoded, lengths, lengths)
-        for key in ALL:
-            assert_equal_tokens(features[key][index], encoded[key], f"features of {key} {index}")
-            assert_equal_tokens(predictions[key][index], decoded[key], f"predictions of {key} {index}")
 
 
 @torch.no_grad()
