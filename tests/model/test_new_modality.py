@@ -11,19 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from support.golden_cases import assert_near
-from support.small_models import VARIANTS, batch_of, small_model, training_batch
-from support.training import terms
 
 import onepeace
 from onepeace.cli import main
-from onepeace.config import MaskedDecoderConfig, ModelConfig
-from onepeace.layers.position import SequencePositions
-from onepeace.model import ADAPTERS, OnePeace
+from onepeace.model import ADAPTERS
 from onepeace.processors import PROCESSORS
-from onepeace.train.objective import Objective
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_modality.py"
 
@@ -78,51 +72,6 @@ def paths(folder, printed, kinds):
 @pytest.fixture(scope="module")
 def model(trained):
     return onepeace.load(trained, device="cpu")
-
-
-@pytest.fixture
-def config(example, monkeypatch):
-    """A small model of texts and motion, with a decoder for both."""
-    positions = staticmethod(lambda dim, *, num_positions=30: SequencePositions(dim, num_positions))
-    monkeypatch.setattr(example.MotionAdapter, "decoder_positions", positions, raising=False)
-    adapters = {"text": VARIANTS["text"][1], "motion": {"num_buckets": 4}}
-    decoder = MaskedDecoderConfig(16, 2, 2, 24, {"motion": {"num_positions": 25}})
-    return ModelConfig(
-        dim=32,
-        embed_dim=24,
-        depth=2,
-        num_heads=4,
-        ffn_dim=48,
-        adapters=adapters,
-        projections=tuple(adapters),
-        decoder=decoder,
-    )
-
-
-def test_contrast_and_denoising_train_it(config):
-    """Alone and joint: every parameter learns, and the loss falls in a few steps."""
-    model = OnePeace(config).train()
-    inputs = batch_of(small_model("text"), range(3))
-    inputs["motion"] = {
-        "readings": torch.randn(3, 20, 6),
-        "steps": torch.tensor([20, 4, 9]),
-    }
-    batch = training_batch(model, inputs)
-    options = {"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}
-    objective = Objective(model, terms(options))
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    totals = []
-    for _ in range(4):
-        losses = objective(batch)
-        totals.append(losses["loss"].item())
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-
-    assert totals[-1] < totals[0] - 0.1
-    assert {"contrastive/text+motion", "denoising/motion", "denoising/text+motion:motion"} < set(losses)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
 
 
 def test_example_recognises_new_files(printed):
