@@ -68,23 +68,6 @@ def save(
     return folder
 
 
-def holds(folder: Path, module: nn.Module, config: Config) -> bool:
-    """Whether a folder is that of this model, with exactly these weights."""
-    try:
-        if read_config(folder) != config:
-            return False
-        saved = open_weights(folder)
-    except UserError:  # there is none, or it is damaged
-        return False
-    state = module.state_dict()
-    if saved.keys() != state.keys():
-        return False
-    for name, entry in saved.items():
-        if entry.dtype != state[name].dtype or not torch.equal(entry.read(), state[name].cpu()):
-            return False
-    return True
-
-
 def load(
     folder: str | Path,
     device: str | torch.device = "cpu",

@@ -282,14 +282,11 @@ class Trainer:
         return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 
     def write_model(self) -> Path:
-        """Write the folder of the trained model, unless it has just these weights, and, with lora, one of the adapters
-        alone."""
+        """Write the folder of the trained model, and, with lora, one of the adapters alone."""
         full = self.trained_weights()
         folder = self.out / "model"
         if parallel.rank() == 0:
-            module = trained_module(self.config, full, self.recipe.lora, self.out / "adapter")
-            if not weights.holds(folder, module, self.config):
-                self._export(folder, module)
+            self._export(folder, trained_module(self.config, full, self.recipe.lora, self.out / "adapter"))
         self._write_terms(folder)
         parallel.barrier()
         return folder

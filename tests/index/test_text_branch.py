@@ -1,13 +1,14 @@
 """The text branch in the cache: the vectors of the model without the model."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
 from support.random_model import save_random_model
 
 from onepeace.embed.embedder import load
-from onepeace.export.text_branch import TextBranch, keep_text_branch, text_branch_folder
+from onepeace.export.text_branch import TextBranch, text_branch_folder
 from onepeace.hub.resolve import fingerprint
 from onepeace.index import Index, maintain
 
@@ -62,15 +63,15 @@ def test_search_needs_neither_a_model_nor_a_second_export(folder, build, no_mode
         assert len(opened.search("words", collapse=False)) == 2
 
 
-def test_damaged_branch_is_not_used_but_written_again(model_hash, folder, caplog):
+def test_damaged_branch_is_not_used_and_removed(model_hash, folder, tmp_path, monkeypatch, caplog):
+    """The next update of an index then writes it again."""
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
     path = text_branch_folder(model_hash) / "tokenizer.json"
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"a", b"b", 1))
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
 
     with caplog.at_level(logging.WARNING, "onepeace"):
         assert TextBranch.open(model_hash) is None
 
     assert "tokenizer.json" in caplog.text
-    keep_text_branch(str(folder / "model"), model_hash)
-    assert TextBranch.open(model_hash) is not None
-    assert path.read_bytes() == content
+    assert not path.parent.exists()
