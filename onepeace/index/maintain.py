@@ -76,13 +76,14 @@ def build(
     new_roots = roots_of(paths, patterns, follow_links)
     with writing(folder, create=True) as target:
         if force:
+            _check_before_deleting(paths, new_roots, model, settings)
             _delete_index(target)
         with opened(target, model) as store:
             roots = known_roots(store).values()
             removed_roots = [root for root in roots if root.type == "removed"]
             scanned = scan([*new_roots, *removed_roots])
-            if not roots and all(entry.item.problem for entry in scanned.entries.values()):
-                raise UsageError(nothing_in(paths, scanned))
+            if not roots:
+                _refuse_nothing(paths, scanned)
             with store.transaction():  # first, so that `update` resumes an interrupted build
                 keep_roots(store, new_roots)
             return fill(store, scanned, settings, model=model)
@@ -226,8 +227,22 @@ def _replace_all(store: Store, next_folder: Path) -> None:
     store.connection.execute("DETACH next")
 
 
-def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
-    """Message for paths without a file that can be embedded."""
+def _check_before_deleting(
+    paths: Sequence[str | os.PathLike[str]], roots: Sequence[Root], model: Model | None, settings: Settings
+) -> None:
+    """Raise the errors of a build by wrong arguments, while the index that it will delete is still there."""
+    from onepeace.device import choose_device
+
+    identity(DEFAULT_MODEL if model is None else model)
+    if settings.engine is None:  # an engine's devices are those of other machines
+        choose_device(settings.device)
+    _refuse_nothing(paths, scan(roots))
+
+
+def _refuse_nothing(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> None:
+    """UsageError if no file that was found can be embedded."""
+    if not all(entry.item.problem for entry in scanned.entries.values()):
+        return
     places = ", ".join(os.fspath(path) for path in paths)
     lines = [f"no image, audio, video or text files in {places}"]
     unreadable = [(problem.path, problem.reason) for problem in scanned.problems]
@@ -239,7 +254,7 @@ def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
     if scanned.others:
         others = ", ".join(f"{name} {count:,}" for name, count in scanned.others.most_common(5))
         lines.append(f"others: {others}")
-    return "; ".join(lines)
+    raise UsageError("; ".join(lines))
 
 
 def fill(

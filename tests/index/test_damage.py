@@ -121,6 +121,16 @@ def test_update_writes_lost_vectors_again_as_the_warning_says(index, expected, c
     assert answers(index) == expected
 
 
+@pytest.mark.parametrize("wrong", [("--model", "typo"), ("--device", "typo"), ()], ids=["model", "device", "path"])
+def test_force_deletes_no_index_for_a_build_that_cannot_begin(index, tmp_path, samples, wrong, capsys):
+    before = answers(index)
+    path = samples / "images" if wrong else tmp_path / "typo"
+
+    assert main(["index", "build", str(index), str(path), "--force", *wrong]) != 0
+    assert "typo" in capsys.readouterr().err
+    assert answers(index) == before
+
+
 def test_damaged_index_is_built_again_by_force(index, tmp_path, samples, capsys):
     (index / DATABASE).write_bytes(b"damaged")
     pictures = samples / "images"
