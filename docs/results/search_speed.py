@@ -42,9 +42,9 @@ def make(folder: Path, rows: np.ndarray) -> None:
     with closing(Store.create(folder, E, about)) as store:
         for start in range(0, len(rows), BATCH):
             block = rows[start : start + BATCH]
-            items = [(Item(f"/p/{start + i}.jpg", "image", width=i % 100), [Span("image")]) for i in range(len(block))]
             with store.transaction():
-                store.add(items, block)
+                for i, row in enumerate(block):
+                    store.add(Item(f"/p/{start + i}.jpg", "image", width=i % 100), [Span("image")], row)
         with store.transaction():
             store.keep_blob("calibration", (resolve("tiny") / CALIBRATION).read_bytes())
         keep_text_branch("tiny", about["model_hash"])

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         files.say(f"{files.counted(written.vectors, 'vector')} of {embedder.embed_dim} dimensions in {args.output}")
     else:
         files.say(f"no vector, so {args.output} is not written")
-    return files.exit_code(written.problems, written.files)
+    return files.exit_code(written.problems, written.added + written.copied)
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -110,8 +110,8 @@ def _say_report(args: argparse.Namespace, report: "Report") -> int:
     listing = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
         files.say(f"{report.known_problems:,} of the unchanged files failed before; list them with: {listing}")
-    if report.noted:
-        noted = files.counted(report.noted, "file")
+    if report.notes:
+        noted = files.counted(len(report.notes), "file")
         files.say(f"{noted} embedded with a note (silence, a video that ends early): {listing}")
     num_files = report.embedded + report.copied + report.moved + report.unchanged + report.known_problems
     return files.exit_code(report.problems, num_files)
@@ -121,7 +121,7 @@ def _summary(report: "Report") -> str:
     """Changes of a run, in one line."""
     unchanged = report.unchanged + report.known_problems
     changes = []
-    for name in ("added", "changed", "copied", "moved", "removed", "recaptioned"):
+    for name in ("added", "changed", "copied", "moved", "removed"):
         number = getattr(report, name)
         if number:
             changes.append(f"{number:,} {name}")

@@ -78,7 +78,7 @@ END""",
 FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
 INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({', '.join('?' * (len(NAMES) + 1))})"  # noqa: S608
 INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
-INSERT_WORDS = "INSERT OR REPLACE INTO words VALUES (?, ?, ?, ?, ?)"
+INSERT_WORDS = "INSERT INTO words VALUES (?, ?, ?, ?, ?)"
 ANY_ENDS = (os.sep, SEPARATOR)
 """What follows the path of a folder, or of a table or shard, in the path of a file inside it."""
 IN_LIST = "IN (SELECT value FROM json_each(?))"
@@ -322,34 +322,24 @@ class Store:
                 where=self.folder,
             )
 
-    def add(
-        self,
-        files: Sequence[tuple[Item, Sequence[Span]]],
-        vectors: np.ndarray,
-        words: Sequence[Words] | None = None,
-    ) -> None:
-        """Store files with their vectors, replacing older ones of the same path; call it in a transaction.
+    def add(self, item: Item, spans: Sequence[Span], vectors: np.ndarray, words: Words | None = None) -> None:
+        """Store a file with its vectors, replacing an older one of the same path; call it in a transaction.
 
         Args:
-            files: items, each with the spans of its vectors; an item with a problem has none. An item with an id keeps
-                it.
-            vectors: (n, E) finite unit rows, in the order of the spans.
-            words: texts by whose words each file is found; None = none.
+            item: one with an id keeps it; one with a problem has no vectors.
+            spans: what the vectors stand for.
+            vectors: (len(spans), E) finite unit rows.
+            words: texts by whose words the file is found; None = none.
         """
-        count = sum(len(spans) for _, spans in files)
-        if vectors.shape != (count, self.embed_dim) or not np.isfinite(vectors).all():
-            raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
-        if words is None:
-            words = [Words()] * len(files)
-        remaining = iter(np.ascontiguousarray(vectors, VECTOR))
-        for (item, spans), texts in zip(files, words, strict=True):
-            self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
-            file_id = self.connection.execute(INSERT_FILE, (item.id or None, *item.to_row())).lastrowid
-            self.connection.execute(INSERT_WORDS, (file_id, *texts))
-            for span in spans:
-                modality = self.modalities.index(span.modality)
-                content = next(remaining).tobytes()
-                self.connection.execute(INSERT_VECTOR, (file_id, modality, span.start, span.end, content))
+        rows = np.ascontiguousarray(vectors, VECTOR).reshape(len(spans), self.embed_dim)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{item.path}: vectors that are not finite")
+        self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
+        file_id = self.connection.execute(INSERT_FILE, (item.id or None, *item.to_row())).lastrowid
+        self.connection.execute(INSERT_WORDS, (file_id, *(words or Words())))
+        for span, row in zip(spans, rows, strict=True):
+            modality = self.modalities.index(span.modality)
+            self.connection.execute(INSERT_VECTOR, (file_id, modality, span.start, span.end, row.tobytes()))
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove files; call it in a transaction."""
@@ -424,10 +414,10 @@ class Store:
         self.connection.execute("DELETE FROM words WHERE file = ?", (file_id,))
         self.connection.execute(INSERT_WORDS, (file_id, *words))
 
-    def words(self, ids: Sequence[int]) -> dict[int, Words]:
-        """The texts by whose words files are found."""
-        rows = self.select(f"SELECT * FROM words WHERE file {IN_LIST}", [json.dumps(list(ids))])  # noqa: S608
-        return {file_id: Words(*texts) for file_id, *texts in rows}
+    def words(self, file_id: int) -> Words:
+        """The texts by whose words a file is found."""
+        rows = self.select("SELECT name, ending, about, text FROM words WHERE file = ?", (file_id,))
+        return Words(*rows[0]) if rows else Words()
 
     def blob(self, name: str) -> bytes | None:
         """Content that was stored under a name, such as the calibration; None if there is none.

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from onepeace.errors import UsageError, UserError, need, reason_at
 from onepeace.extensions import plugin
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
-from onepeace.index.content import CHANGES, TRIES, Reading, failed, read_entry
+from onepeace.index.content import CHANGES, TRIES, Reading, read_entry
 from onepeace.index.items import Item, Span, without_surrogates
-from onepeace.index.record import Elsewhere, Recorder, Report
-from onepeace.index.scan import may_work_now, modalities_of
+from onepeace.index.record import Known, Recorder, Report
+from onepeace.index.scan import modalities_of
 from onepeace.index.sources import Entry
 from onepeace.index.verify import Model, is_name
 from onepeace.progress import Progress, status
@@ -125,25 +125,20 @@ def load_model(name: str | os.PathLike[str], settings: Settings, num_new: int) -
 
 
 def embed_entries(
-    recorder: Recorder,
-    entries: Sequence[Entry],
-    load: "Callable[[], Embedder]",
-    elsewhere: Elsewhere,
-    settings: Settings,
+    recorder: Recorder, entries: Sequence[Entry], load: "Callable[[], Embedder]", settings: Settings
 ) -> None:
     """Embed entries; again those whose files change while they are read.
 
     Args:
         load: returns the model of the index; called only if there is something to embed.
-        elsewhere: other indexes that may have vectors of the same content.
     """
     if not entries:
         return
     with Progress(len(entries), shown=settings.progress) as bar:
         for _ in range(TRIES):
-            entries = Embedding(recorder, load, elsewhere, settings.batch_size, bar).run(entries)
+            entries = Embedding(recorder, load, settings.batch_size, bar).run(entries)
         for entry in entries:
-            recorder.record_problem(failed(entry, CHANGES).item, CHANGES)
+            recorder.record_problem(entry.item, CHANGES)
             bar.update()
 
 
@@ -208,82 +203,21 @@ class Video(CompositeItem):
                 self.troubles.append(reason)
 
     def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
-        """Spans and vectors to store: those of the pictures that differ from the one before, and those of the windows
-        of the sound, unless it is silent and there are pictures."""
+        """Spans and vectors to store: those of the first of successive similar pictures, each until the next one, and
+        those of the windows of the sound, unless it is silent and there are pictures."""
         vectors = np.asarray(windows.vectors)
-        rows = self._different_pictures(vectors)
-        spans = self._spans_of_pictures([windows.starts[row] for row in rows], windows)
+        rows: list[int] = []
+        for row in range(self.num_pictures):
+            if not rows or vectors[rows[-1]] @ vectors[row] < ALIKE:
+                rows.append(row)
+        last_picture = windows.starts[self.num_pictures - 1]
+        times = [*(windows.starts[row] for row in rows), max(self.duration or 0.0, last_picture)]
+        spans = [Span("image", start, end) for start, end in pairwise(times)]
         if not (is_silent and rows):
             for row in range(self.num_pictures, len(vectors)):
                 spans.append(Span("audio", windows.starts[row], windows.ends[row]))
                 rows.append(row)
         return spans, vectors[rows]
-
-    def _different_pictures(self, vectors: np.ndarray) -> list[int]:
-        """Rows of the first of successive similar pictures."""
-        rows: list[int] = []
-        for row in range(self.num_pictures):
-            if not rows or vectors[rows[-1]] @ vectors[row] < ALIKE:
-                rows.append(row)
-        return rows
-
-    def _spans_of_pictures(self, starts: Sequence[float], windows: "Windows") -> list[Span]:
-        """Spans of the pictures that are stored: each lasts until the next one, the last one until the end."""
-        if not starts:
-            return []
-        last_picture = windows.starts[self.num_pictures - 1]
-        ends = [*starts[1:], max(self.duration or 0.0, last_picture)]
-        spans = []
-        for start, end in zip(starts, ends, strict=True):
-            spans.append(Span("image", start, end))
-        return spans
-
-
-class Embedded(NamedTuple):
-    """A file that was given to the model."""
-
-    reading: Reading
-    item: Item
-    """With a note, or a problem if it has no vectors."""
-    spans: Sequence[Span]
-    """The parts of the file that its vectors stand for."""
-    vectors: np.ndarray
-    """(len(spans), E)."""
-
-
-def embed_readings(
-    readings: Iterable[Reading],
-    load: "Callable[[], Embedder]",
-    modalities: tuple[str, ...],
-    batch_size: int,
-) -> Generator[Embedded, None, None]:
-    """Yield the vectors of files, in their order.
-
-    Args:
-        load: returns the model; called only if there is a file.
-        modalities: those of the model.
-    """
-    pending: deque[tuple[Reading, Video | None]] = deque()
-
-    def inputs() -> Generator[object, None, None]:
-        for reading in readings:
-            item = reading.item
-            video = None
-            if item.modality == "video":
-                video = Video(reading.value, modalities_of(item, modalities), item.duration)
-            pending.append((reading, video))
-            yield video or {item.modality: reading.value}
-
-    with closing(inputs()) as remaining:
-        first = next(remaining, None)
-        if first is None:
-            return
-        embedder = load()
-        stream = embedder.stream(chain([first], remaining), batch_size=batch_size, **_window_options(embedder))
-        with closing(stream) as results:
-            for result in results:
-                reading, video = pending.popleft()
-                yield _embedded(result, reading, video)
 
 
 def _window_options(embedder: "Embedder") -> dict[str, Any]:
@@ -295,7 +229,7 @@ def _window_options(embedder: "Embedder") -> dict[str, Any]:
     return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
 
 
-def _embedded(result: Any, reading: Reading, video: Video | None) -> Embedded:
+def _file_of(result: Any, reading: Reading, video: Video | None) -> Known:
     """What the model says of a file."""
     notes = ["digital silence"] if result.is_silent else []
     if video is not None:
@@ -303,16 +237,16 @@ def _embedded(result: Any, reading: Reading, video: Video | None) -> Embedded:
     item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
     windows = result.windows
     if windows is None:
-        return Embedded(reading, replace(item, problem=str(result.reason)), [], np.empty((0, 0)))
+        return Known(replace(item, problem=str(result.reason)))
     vectors = np.asarray(windows.vectors)
     if video is not None:
-        return Embedded(reading, item, *video.vectors(windows, result.is_silent))
-    if len(vectors) == 1:
-        return Embedded(reading, item, [Span(item.modality)], vectors)
-    spans = []
-    for start, end in zip(windows.starts, windows.ends, strict=True):
-        spans.append(Span(item.modality, start, end))
-    return Embedded(reading, item, spans, vectors)
+        spans, vectors = video.vectors(windows, result.is_silent)
+    elif len(vectors) == 1:
+        spans = [Span(item.modality)]
+    else:
+        times = zip(windows.starts, windows.ends, strict=True)
+        spans = [Span(item.modality, start, end) for start, end in times]
+    return Known(item, spans, vectors, reading.text)
 
 
 @dataclass
@@ -321,64 +255,69 @@ class Embedding:
 
     recorder: Recorder
     load: "Callable[[], Embedder]"
-    elsewhere: Elsewhere
     batch_size: int
     bar: Progress
     _contents: set[tuple[bytes | None, str]] = field(default_factory=set)
     """Hash and kind of each content that was given to the model."""
     _copies: list[Reading] = field(default_factory=list)
     """Files with one of these contents."""
+    _pending: deque[tuple[Reading, Video | None]] = field(default_factory=deque)
+    """Files that the model has been given, and has not answered."""
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
         """Embed entries; returns those whose files changed during that, of which nothing is kept."""
         changed: list[Entry] = []
-        modalities = self.recorder.store.modalities
-        with closing(embed_readings(self._unknown(entries), self.load, modalities, self.batch_size)) as results:
-            for reading, item, spans, vectors in results:
+        with closing(self._inputs(entries)) as inputs, closing(self._results(inputs)) as results:
+            for result in results:
+                reading, video = self._pending.popleft()
                 if not reading.is_current():
                     changed.append(reading.entry)
                     continue
-                if item.problem is None:
-                    self.recorder.record_vectors(item, spans, vectors, reading.text)
+                file = _file_of(result, reading, video)
+                if file.item.problem is None:
+                    self.recorder.record_vectors(file)
                 else:
-                    self.recorder.record_problem(item, item.problem)
+                    self.recorder.record_problem(file.item, file.item.problem)
                 self.bar.update()
         self.recorder.flush()
         for reading in self._copies:
-            if self._is_settled(reading.item):
-                self.bar.update()
-            else:  # the file that it equals has changed
+            if not self._is_settled(reading.item):  # the file that it equals has changed
                 changed.append(reading.entry)
         return changed
 
-    def _unknown(self, entries: Sequence[Entry]) -> Iterator[Reading]:
-        """Yield the files that must be embedded; record the others."""
+    def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
+        """Yield what the model is given of the files that must be embedded; record the others."""
         for reading in read_ahead(entries):
             item = reading.item
             content = (item.hash, item.modality)
             if content in self._contents:
                 self._copies.append(reading)
-            elif self._is_settled(item):
-                self.bar.update()
-            else:
+            elif not self._is_settled(item):
                 self._contents.add(content)
-                yield reading
+                video = None
+                if item.modality == "video":
+                    modalities = modalities_of(item, self.recorder.store.modalities)
+                    video = Video(reading.value, modalities, item.duration)
+                self._pending.append((reading, video))
+                yield video or {item.modality: reading.value}
+
+    def _results(self, inputs: Iterator[object]) -> Generator[Any, None, None]:
+        """Yield what the model says of its inputs; it is loaded for the first."""
+        for first in inputs:
+            embedder = self.load()
+            options = _window_options(embedder)
+            with closing(embedder.stream(chain([first], inputs), batch_size=self.batch_size, **options)) as results:
+                yield from results
 
     def _is_settled(self, item: Item) -> bool:
         """Record an item that needs no embedding, as it cannot be read or its content is known; False for others."""
         if item.problem is not None:
             self.recorder.record_problem(item, item.problem)
-            return True
-        same_content = self.recorder.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
-        originals = {original.path: original for original in same_content if not may_work_now(original)}
-        if originals:
-            original = originals.get(item.path) or next(iter(originals.values()))
+        elif original := self.recorder.same_content(item):
             self.recorder.record_copy(item, original)
-            return True
-        known = self.elsewhere.same_content(item)
-        if known is None:
+        else:
             return False
-        self.recorder.record_known(replace(item, note=known.item.note), known)
+        self.bar.update()
         return True
 
 

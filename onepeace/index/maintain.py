@@ -17,7 +17,7 @@ from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, is_index
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
 from onepeace.index.match import banks_of, calibration_by_words, read_calibration
-from onepeace.index.record import Elsewhere, Recorder, Report
+from onepeace.index.record import Recorder, Report
 from onepeace.index.scan import Scan, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
@@ -286,22 +286,17 @@ def embed_scan(
     num_new = len(scanned.entries) - store.count()
     if model is None or is_name(model):
         model = store.meta["model"]
-    others = Elsewhere(store, settings.reuse)
-    with model_on_demand(model, settings, num_new, report) as load, closing(others):
+    with model_on_demand(model, settings, num_new, report) as load:
         keep_calibration(store, load)
-        recorder = Recorder(store, report)
-        recorder.renew_names()
-        # A table that cannot be read may still have the captions.
-        keeps_captions = not is_whole or bool(scanned.problems)
-        start = time.perf_counter()
-        try:
-            entries = list(entries_to_read(recorder, scanned, keeps_captions=keeps_captions, elsewhere=others))
-            embed_entries(recorder, entries, load, others, settings)
-        finally:
-            recorder.flush()
+        with closing(Recorder(store, report, settings.reuse)) as recorder:
+            recorder.renew_names()
+            start = time.perf_counter()
+            entries = list(entries_to_read(recorder, scanned, keeps_captions=not is_whole))
+            embed_entries(recorder, entries, load, settings)
             report.seconds += time.perf_counter() - start
-        if is_whole:
-            remove_missing(recorder, scanned)
+            recorder.flush()
+            if is_whole:
+                remove_missing(recorder, scanned)
     return report
 
 

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import MissingPackage, UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.database import Store
 from onepeace.index.items import Item, Span, Words, is_table, whole_of, without_surrogates
@@ -50,8 +51,6 @@ class Report:
     moved: int = 0
     """Copied files whose old path is gone."""
     unchanged: int = 0
-    recaptioned: int = 0
-    """Unchanged files whose caption or other columns have changed."""
     removed: int = 0
     kept: list[Path] = field(default_factory=list)
     """Files that are missing, and kept until the next update, as a disk may not be mounted."""
@@ -61,7 +60,7 @@ class Report:
     """Files that could not be embedded this time, with the reasons."""
     known_problems: int = 0
     """Unchanged files that could not be embedded in an earlier run either."""
-    noted: int = 0
+    notes: list[Unreadable] = field(default_factory=list)
     """Files embedded with a note, such as a video that ends early."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Files of kinds that the model does not support, by modality."""
@@ -80,65 +79,26 @@ class Known(NamedTuple):
     """A file with its vectors, of this index or another, or one that the next transaction writes."""
 
     item: Item
-    spans: Sequence[Span]
-    vectors: np.ndarray
+    """With a problem if it has no vectors."""
+    spans: Sequence[Span] = ()
+    """The parts of the file that its vectors stand for."""
+    vectors: np.ndarray = np.empty((0, 0), np.float32)
     """(len(spans), E) float32."""
     text: str = ""
     """Beginning of a text file, for the words that find it."""
 
 
-class Elsewhere:
-    """Other indexes whose vectors are made as those of an index; opened when they are first asked, then closed by
-    `close`.
-
-    Args:
-        folders: of indexes; those of other models, and damaged ones, are left out.
-    """
-
-    def __init__(self, store: Store, folders: Sequence[Path]) -> None:
-        self._store = store
-        self._folders = [folder for folder in folders if folder != store.folder]
-        self._opened = ExitStack()
-        self.close = self._opened.close
-
-    def same_file(self, item: Item) -> Known | None:
-        """A file with this path, size, time and kind."""
-        condition = "path = ? AND size = ? AND mtime_ns = ? AND modality = ?"
-        return self._find(condition, (os.fsencode(item.path), item.size, item.mtime_ns, item.modality))
-
-    def same_content(self, item: Item) -> Known | None:
-        """A file with this content and kind."""
-        return self._find("hash = ? AND modality = ?", (item.hash, item.modality))
-
-    def _find(self, condition: str, parameters: Sequence[Any]) -> Known | None:
-        for store in self._stores:
-            for item in store.items(f"problem IS NULL AND {condition}", parameters):
-                with suppress(KeyError):
-                    found = known(store, item)
-                    if found.spans:  # else it was removed just now
-                        return found
-        return None
-
-    @cached_property
-    def _stores(self) -> list[Store]:
-        stores = []
-        for folder in self._folders:
-            with suppress(UserError):
-                other = self._opened.enter_context(closing(Store(folder)))
-                if all(other.meta[key] == self._store.meta[key] for key in SAME_VECTORS):
-                    stores.append(other)
-        return stores
-
-
 def known(store: Store, item: Item) -> Known:
-    """A file of an index with its vectors and text; KeyError if it is gone."""
-    words = store.words([item.id])[item.id]
-    spans, vectors = store.vectors_of(item.id)
-    return Known(item, spans, vectors, words.text)
+    """A file of an index with its vectors, none if it is gone, and its text."""
+    return Known(item, *store.vectors_of(item.id), store.words(item.id).text)
 
 
 class Recorder:
     """Writes files into a store that is open for writing.
+
+    Args:
+        reuse: folders of other indexes, whose vectors are taken for equal files; those of other models, and damaged
+            ones, are left out. They are opened when one is first asked.
 
     Attributes:
         items: the latest `Item` of each path, also those that are not written yet.
@@ -146,15 +106,22 @@ class Recorder:
         num_copies: number of new paths that reused the vectors of known content, by hash of the content.
     """
 
-    def __init__(self, store: Store, report: Report) -> None:
+    def __init__(self, store: Store, report: Report, reuse: Sequence[Path] = ()) -> None:
         self.store = store
         self.report = report
         self.items = {item.path: item for item in store.items()}
         roots = known_roots(store).values()
         self._folders = [root.path for root in roots if root.type == "folder"]
+        self._reuse = reuse
+        self._opened = ExitStack()
         self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Known] = []
         self._last_write = time.monotonic()
+
+    def close(self) -> None:
+        """Write the files that wait, and close the other indexes."""
+        with self._opened:
+            self.flush()
 
     def renew_names(self) -> None:
         """Write anew by which names files are found, if the indexed folders have changed: names begin at the outermost
@@ -163,67 +130,80 @@ class Recorder:
         folders = hashlib.blake2b(content, digest_size=8).hexdigest()
         if self.store.meta.get(NAMED_FROM) == folders:
             return
-        items = [item for item in self.items.values() if item.problem is None]
         with self.store.transaction():
-            for start in range(0, len(items), BATCH_VECTORS):
-                batch = items[start : start + BATCH_VECTORS]
-                words_by_file = self.store.words([item.id for item in batch])
-                for item in batch:
-                    words = words_of(item, self._folders, words_by_file[item.id].text)
-                    if words != words_by_file[item.id]:
-                        self.store.replace_words(item.id, words)
+            for item in self.items.values():
+                before = self.store.words(item.id)
+                words = words_of(item, self._folders, before.text)
+                if item.problem is None and words != before:
+                    self.store.replace_words(item.id, words)
             self.store.meta[NAMED_FROM] = folders
 
-    def record_vectors(
-        self,
-        item: Item,
-        spans: Sequence[Span],
-        vectors: np.ndarray,
-        text: str = "",
-    ) -> None:
-        """A file that was embedded.
+    def same_file(self, item: Item) -> Known | None:
+        """A file of another index with this path, size, time and kind."""
+        condition = "path = ? AND size = ? AND mtime_ns = ? AND modality = ?"
+        return self._elsewhere(condition, (os.fsencode(item.path), item.size, item.mtime_ns, item.modality))
 
-        Args:
-            text: beginning of a text file.
-        """
-        previous = self.items.get(item.path)
+    def same_content(self, item: Item) -> Known | None:
+        """A file of this index, itself before others, or of another one, with this content and kind."""
+        content = (item.hash, item.modality)
+        same = list(self.store.items("hash = ? AND modality = ?", content))
+        for original in sorted(same, key=lambda original: original.path != item.path):
+            if not may_work_now(original):
+                return known(self.store, original)
+        return self._elsewhere("hash = ? AND modality = ?", content)
+
+    def _elsewhere(self, condition: str, parameters: Sequence[Any]) -> Known | None:
+        for store in self._others:
+            for item in store.items(f"problem IS NULL AND {condition}", parameters):
+                found = known(store, item)
+                if found.spans:  # else it was removed just now
+                    return found
+        return None
+
+    @cached_property
+    def _others(self) -> list[Store]:
+        stores = []
+        for folder in self._reuse:
+            with suppress(UserError):
+                other = self._opened.enter_context(closing(Store(folder)))
+                if folder != self.store.folder and all(other.meta[key] == self.store.meta[key] for key in SAME_VECTORS):
+                    stores.append(other)
+        return stores
+
+    def record_vectors(self, file: Known) -> None:
+        """A file that was embedded."""
+        previous = self.items.get(file.item.path)
         if previous is None or previous.problem is not None:
             self.report.added += 1
         else:
             self.report.changed += 1
-        if item.note is not None:
-            self.report.noted += 1
-        self.report.vectors += len(vectors)
-        self._add(Known(item, spans, vectors, text))
+        if file.item.note is not None:
+            self.report.notes.append(Unreadable(Path(file.item.path), file.item.note))
+        self.report.vectors += len(file.vectors)
+        self._add(file)
 
-    def record_copy(self, item: Item, original: Item) -> None:
-        """A file with the content of a file of the index, which may be itself with another time."""
-        item = replace(item, note=original.note)
-        if original.problem is not None:
-            self.record_problem(item, original.problem)
-        elif original.path == item.path:
+    def record_copy(self, item: Item, original: Known) -> None:
+        """A file with the content of another, or with the one that it had before, at another time."""
+        item = replace(item, note=original.item.note)
+        previous = self.items.get(item.path)
+        if original.item.problem is not None:
+            self.record_problem(item, original.item.problem)
+            return
+        if previous is not None and previous.hash == item.hash:
             self.report.unchanged += 1
-            self._add(known(self.store, original)._replace(item=item))
         else:
-            self.record_known(item, known(self.store, original))
-
-    def record_known(self, item: Item, original: Known) -> None:
-        """A file whose vectors are those of a file with the same content."""
-        self.report.copied += 1
-        self.num_copies[item.hash] += 1
+            self.report.copied += 1
+            self.num_copies[item.hash] += 1
         self._add(original._replace(item=item))
 
     def record_unchanged(self, previous: Item, item: Item) -> None:
         """A file that is as it was, though its caption and other columns may have changed."""
-        has_vectors = previous.problem is None
-        if has_vectors:
+        if previous.problem is None:
             self.report.unchanged += 1
         else:
             self.report.known_problems += 1
         described = replace(previous, caption=item.caption, metadata=item.metadata)
         if described != previous:
-            if has_vectors:
-                self.report.recaptioned += 1
             self._add(known(self.store, previous)._replace(item=described))
 
     def record_problem(self, item: Item, reason: str) -> None:
@@ -238,22 +218,20 @@ class Recorder:
         if previous is not None and previous.problem is None and _was_not_read(item):
             return
         if previous is None or replace(previous, id=0) != item:
-            no_vectors = np.empty((0, self.store.embed_dim), np.float32)
-            self._add(Known(item, [], no_vectors))
+            self._add(Known(item))
 
     def flush(self) -> None:
         """Write the files that wait, in one transaction."""
         files = self._waiting
         self._waiting = []
         if files:
-            vectors = np.concatenate([file.vectors for file in files])
             with self.store.transaction():
-                self.store.add([(file.item, file.spans) for file in files], vectors, [*map(self._words_of, files)])
+                for file in files:
+                    words = Words()
+                    if file.item.problem is None:
+                        words = words_of(file.item, self._folders, file.text)
+                    self.store.add(file.item, file.spans, file.vectors, words)
         self._last_write = time.monotonic()
-
-    def _words_of(self, file: Known) -> Words:
-        """The words that find a file; none for one that could not be embedded."""
-        return words_of(file.item, self._folders, file.text) if file.item.problem is None else Words()
 
     def _add(self, file: Known) -> None:
         self.items[file.item.path] = file.item
@@ -261,6 +239,17 @@ class Recorder:
         num_vectors = sum(max(1, len(waiting.spans)) for waiting in self._waiting)
         if num_vectors >= BATCH_VECTORS or time.monotonic() - self._last_write > BATCH_SECONDS:
             self.flush()
+
+
+def may_work_now(item: Item) -> bool:
+    """Whether to retry an unchanged file with a problem: it could not be opened (permissions may have changed), or a
+    package was missing that is now installed."""
+    if item.problem is None:
+        return False
+    if item.hash is None:
+        return True
+    package = MissingPackage.named_in(item.problem)
+    return package is not None and find_spec(package) is not None
 
 
 def _was_not_read(item: Item) -> bool:

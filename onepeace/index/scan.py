@@ -10,15 +10,14 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from onepeace.errors import MissingPackage, UserError, reason_at
+from onepeace.errors import UserError, reason_at
 from onepeace.files.source import suffix
 from onepeace.files.walk import Ignore, Unreadable, walk
 from onepeace.index.database import is_index
 from onepeace.index.items import Item, places_of, whole_of
-from onepeace.index.record import Elsewhere, Recorder
+from onepeace.index.record import Recorder, may_work_now
 from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
 
 MANY = 10
@@ -119,13 +118,12 @@ def _files(
             result.problems.append(problem)
 
 
-def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool, elsewhere: Elsewhere) -> Iterator[Entry]:
+def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> Iterator[Entry]:
     """Yield new entries, those whose size, time or kind has changed, and those that a retry may mend. The others are
     recorded.
 
     Args:
         keeps_captions: whether a file keeps its caption and other columns if the scan has none for it.
-        elsewhere: indexes that may have the vectors of new and changed files.
     """
     modalities = recorder.store.modalities
     for entry in scan.entries.values():
@@ -144,29 +142,18 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool, els
         elif previous is not None and _is_same_file(previous, item) and not may_work_now(previous):
             recorder.record_unchanged(previous, item)
         else:
-            known = elsewhere.same_file(item)
+            known = recorder.same_file(item)
             if known is None:
                 yield Entry(item, entry.value)
             else:
                 described = replace(known.item, id=0, caption=item.caption, metadata=item.metadata)
-                recorder.record_known(described, known)
+                recorder.record_copy(described, known)
 
 
 def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
     """Modalities of the vectors that a model makes of a file; a video has those of its parts."""
     parts = PARTS.get(item.modality, (item.modality,))
     return [modality for modality in parts if modality in modalities]
-
-
-def may_work_now(item: Item) -> bool:
-    """Whether to retry an unchanged file with a problem: it could not be opened (permissions may have changed), or a
-    package was missing that is now installed."""
-    if item.problem is None:
-        return False
-    if item.hash is None:
-        return True
-    package = MissingPackage.named_in(item.problem)
-    return package is not None and find_spec(package) is not None
 
 
 def _is_same_file(previous: Item, item: Item) -> bool:

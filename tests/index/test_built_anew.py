@@ -78,11 +78,11 @@ def test_interrupted_build_goes_on_where_it_was(build_anew, index, monkeypatch):
     record_vectors = Recorder.record_vectors
     recorded = []
 
-    def record_four(self, item, *args):
+    def record_four(self, file):
         if len(recorded) == 4:
             raise KeyboardInterrupt
-        recorded.append(item.path)
-        record_vectors(self, item, *args)
+        recorded.append(file.item.path)
+        record_vectors(self, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "record_vectors", record_four)

@@ -5,17 +5,16 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.crash import answers, prepare, run
-from support.indexes import fabricate
+from support.indexes import add, fabricate
 from support.python_process import run_python
 
 from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.database import DATABASE, PAGE, SIDE_FILES, Store
-from onepeace.index.items import Item, Span
+from onepeace.index.items import Item
 from onepeace.index.maintain import finish
 from onepeace.index.vectors import derived
 
@@ -149,7 +148,7 @@ def test_log_of_a_killed_writer_is_no_damage(tmp_path):
     with closing(Store(small, write=True)) as store:
         for name in ("/1.jpg", "/2.jpg"):
             with store.transaction():
-                store.add([(Item(name, "image"), [Span("image")])], np.array([[0, 1]], np.float32))
+                add(store, [(Item(name, "image"), [0, 1])])
         shutil.copytree(small, killed)
     (killed / f"{DATABASE}-shm").unlink()
 

@@ -56,7 +56,7 @@ def fill(tmp_path):
                     for name, directions in files.items():
                         values = {field: by_name[name] for field, by_name in fields.items()}
                         item, spans, vectors = content_of(name, directions, values)
-                        store.add([(item, spans)], np.array(vectors, np.float32))
+                        store.add(item, spans, np.array(vectors, np.float32))
                 keep(store)
             return opened.enter_context(Index.open(tmp_path / "index"))
 

@@ -14,11 +14,11 @@ def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samp
     record_vectors = Recorder.record_vectors
     recorded = []
 
-    def record_eight(self, item, *args):
+    def record_eight(self, file):
         if len(recorded) == 8:
             raise KeyboardInterrupt
-        recorded.append(item.path)
-        record_vectors(self, item, *args)
+        recorded.append(file.item.path)
+        record_vectors(self, file)
 
     with monkeypatch.context() as context:
         context.setattr(Recorder, "record_vectors", record_eight)
@@ -34,8 +34,8 @@ def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, t
     moved = tmp_path / "moved"
     record_vectors = Recorder.record_vectors
 
-    def record_and_move(self, *args):
-        record_vectors(self, *args)
+    def record_and_move(self, file):
+        record_vectors(self, file)
         if index.exists():
             index.rename(moved)
         self.flush()

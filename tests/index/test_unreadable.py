@@ -54,7 +54,7 @@ def test_file_that_lacked_a_package_is_tried_when_it_is_there(build, words, inde
         items = list(store.items())
         for item, module in [(items[0], "json"), (items[1], "no_such_package")]:
             problem = f'it is: needs {module}: pip install "onepeace[media]"'
-            store.add([(replace(item, problem=problem), [])], np.empty((0, 16), np.float32))
+            store.add(replace(item, problem=problem), [], np.empty((0, 16)))
 
     assert counts(build(words)) == {"added": 1, "unchanged": 4, "known_problems": 1}
 

@@ -5,12 +5,12 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from support.indexes import fabricate, unit
+from support.indexes import add, fabricate, unit
 
 from onepeace.files import derived as derived_files
 from onepeace.index import check, vectors
 from onepeace.index.database import DATABASE, Store
-from onepeace.index.items import Item, Span
+from onepeace.index.items import Item
 from onepeace.index.vectors import Matrix, derived, keep
 
 WIDTH = 32
@@ -88,11 +88,9 @@ def test_nearest_of_each_modality(index, share, count):
 
 def change(folder, added, removed=()):
     """A commit, of which the matrix does not know yet."""
-    rows = unit([vector for _, vector in added]).reshape(-1, WIDTH)
-    items = [(item, [Span(item.modality)]) for item, _ in added]
     with closing(Store(folder, write=True)) as store, store.transaction():
         store.remove(removed)
-        store.add(items, rows)
+        add(store, added)
 
 
 def keep_matrix(folder):

@@ -34,9 +34,10 @@ TEXTS = {2: "Betrag: 12 Euro\nan die Stadtwerke Zürich", 6: 'a "quoted" text: N
 def add(store, items, vectors=None, texts=()):
     if vectors is None:
         vectors = np.tile(np.array([[1, 0]], np.float32), (len(items), 1))
-    words = [words_of(item, FOLDERS, dict(texts).get(position, "")) for position, item in enumerate(items)]
     with store.transaction():
-        store.add([(item, [Span(item.modality)]) for item in items], vectors, words)
+        for position, (item, vector) in enumerate(zip(items, vectors, strict=True)):
+            words = words_of(item, FOLDERS, dict(texts).get(position, ""))
+            store.add(item, [Span(item.modality)], vector, words)
 
 
 @pytest.fixture(scope="module")

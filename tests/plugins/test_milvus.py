@@ -5,12 +5,11 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
-from support.indexes import fabricate
+from support.indexes import add, fabricate
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, remove, update, vectors
 from onepeace.index.database import Store
-from onepeace.index.items import Span
 from onepeace.index.search import VECTORS_PER_HIT
 from onepeace.index.vectors import Matrix
 
@@ -48,9 +47,8 @@ def write_index(folder, store, count):
 
 
 def add_items(folder, items, vectors):
-    entries = [(item, [Span(item.modality)]) for item in items]
     with closing(Store(folder, write=True)) as store, store.transaction():
-        store.add(entries, vectors)
+        add(store, zip(items, vectors, strict=True))
 
 
 def send(folder):

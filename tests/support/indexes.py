@@ -1,7 +1,7 @@
 """What an index says, to be compared with another one, and indexes of any vectors."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,7 @@ def content(folder: Path) -> dict[str, Content]:
     with closing(Store(folder)) as store:
         for item in store.items():
             spans, vectors = store.vectors_of(item.id)
-            words = store.words([item.id])[item.id]
-            fields = {**vars(item), "id": None, "spans": spans, "words": words}
+            fields = {**vars(item), "id": None, "spans": spans, "words": store.words(item.id)}
             contents[item.path] = Content(fields, vectors)
     return contents
 
@@ -77,13 +76,17 @@ def unit(rows: Any) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
+def add(store: Store, files: Iterable[tuple[Item, Sequence[float]]]) -> None:
+    """Files of one vector each, which may be of any length but 0, in a transaction of the caller."""
+    for item, vector in files:
+        store.add(item, [Span(item.modality)], unit(vector))
+
+
 def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **meta: str) -> Path:
     """An index of one vector for each file, which may be of any length but 0."""
-    items = [(item, [Span(item.modality)]) for item, _ in files]
-    vectors = unit([vector for _, vector in files])
-    with closing(Store.create(folder, vectors.shape[1], META | meta)) as store:
+    with closing(Store.create(folder, len(files[0][1]), META | meta)) as store:
         with store.transaction():
-            store.add(items, vectors)
+            add(store, files)
         keep(store)
     return folder
 
