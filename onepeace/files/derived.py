@@ -31,19 +31,7 @@ class Derived(NamedTuple):
     """What else was written, as from JSON."""
 
 
-class Blocks(NamedTuple):
-    """An array that is written a part at a time, as it may not fit into the memory."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    parts: Iterable[np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray | Blocks], about: object = None) -> None:
+def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray], about: object = None) -> None:
     """Write a derived file; readers find the old or the new one.
 
     It is not synced to the disk: what a power cut leaves of it does not have its digest.
@@ -72,12 +60,11 @@ def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray | Blo
         file.write(f"{digest.hexdigest()}\n".encode())
 
 
-def _content(header: bytes, arrays: Iterable[np.ndarray | Blocks]) -> Iterator[Any]:
+def _content(header: bytes, arrays: Iterable[np.ndarray]) -> Iterator[Any]:
     """Yield the parts of a file after its digest."""
     yield header
     for array in arrays:
-        for part in array.parts if isinstance(array, Blocks) else [array]:
-            yield np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         yield bytes(_aligned(array.nbytes) - array.nbytes)
     yield bytes(ALIGNED)  # nothing at all could not be mapped
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
-from onepeace.files.derived import Blocks, read_derived, write_derived
+from onepeace.files.derived import read_derived, write_derived
 from onepeace.index.database import VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
 from onepeace.threads import one_blas_thread
@@ -43,7 +43,7 @@ DERIVED = "derived"
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
 READ = 1 << 13
-"""Vectors read from the database, or written to a file, at once."""
+"""Vectors read from the database, or added to lists, at once."""
 LARGE = 250_000
 """Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 LISTS = 1024
@@ -244,7 +244,7 @@ class Matrix:
         return neighbours
 
     @cached_property
-    def _lists(self) -> Any:
+    def lists(self) -> Any:
         """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
         faiss = _faiss()
         if self._lists_about is None or not self.is_mapped or faiss is None:
@@ -262,14 +262,14 @@ class Matrix:
         Args:
             wanted: (n,) bool, rows of which the best are asked for.
         """
-        if self._lists is None:
+        if self.lists is None:
             return np.empty(0, np.int64)
         faiss = _faiss()
         parameters = faiss.SearchParametersIVF(nprobe=PROBED)
         if not wanted.all():
             parameters.sel = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
         with one_blas_thread():
-            _, (rows,) = self._lists.search(query[None], count, params=parameters)
+            _, (rows,) = self.lists.search(query[None], count, params=parameters)
         return rows[rows >= 0]
 
 
@@ -353,25 +353,20 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def keep(store: Store) -> None:
-    """Write the derived files of an index that is open for writing, unless they are as they should be.
+    """Write the derived files of an index that is open for writing, if they are not as they should be.
 
     If the disk is full, a warning is logged instead: the files only save time.
     """
+    if any(faults(store)):
+        remove_derived(store.folder)
+    matrix = Matrix(store)
     try:
-        if is_stale(store):
-            _write(store)
+        if not matrix.is_mapped or (matrix.lists is None and len(matrix) >= LARGE and _faiss() is not None):
+            _write(matrix)
     except OSError as error:
         log.warning("%s: the vectors cannot be copied (%s); searching takes longer", store.folder, one_line(error))
     finally:
         remove_derived(store.folder, but=_about(store)["token"])
-
-
-def is_stale(store: Store) -> bool:
-    """Whether derived files are lacking, of another state, or not as they were written; reads all of them."""
-    about = _about(store)
-    if about["state"] != vectors_state(store) or any(faults(store)):
-        return True
-    return about["lists"] is None and _faiss() is not None and len(Matrix(store)) >= LARGE
 
 
 def faults(store: Store) -> Iterator[str]:
@@ -384,31 +379,19 @@ def faults(store: Store) -> Iterator[str]:
         yield f"{lists_path.name} is not what was written"
 
 
-def _write(store: Store) -> None:
+def _write(matrix: Matrix) -> None:
     """Write the derived files, and then their token to the database.
 
     Raises:
         OSError: the disk is full or not writable.
     """
+    store = matrix.store
     token = secrets.token_hex(8)
     path, lists_path = _paths(store.folder, token)
-    ((count,),) = store.select("SELECT count(*) FROM vectors")
-    columns = {name: np.empty(count, dtype) for name, dtype in COLUMNS.items()}
-
-    def vectors() -> Iterator[np.ndarray]:
-        start = 0
-        for rows, vectors_of_rows in read(store):
-            for name, column in columns.items():
-                column[start : start + len(rows)] = rows[name]
-            start += len(rows)
-            yield vectors_of_rows
-
-    blocks = Blocks((count, store.embed_dim), VECTOR, vectors())
-    write_derived(path, token, {"vectors": blocks, **columns})  # the columns are known by then
+    write_derived(path, token, {"vectors": matrix.vectors, **matrix.columns})
     sync(path)
-    content = read_derived(path, token, most_checked=0) if count >= LARGE else None
-    if content is not None:
-        _write_lists(content.arrays["vectors"], lists_path)
+    if len(matrix) >= LARGE:
+        _write_lists(matrix.vectors, lists_path)
     sync(store.folder)
     about = {"token": token, "state": vectors_state(store), "lists": _about_lists(lists_path, store.embed_dim)}
     with store.transaction():

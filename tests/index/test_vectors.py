@@ -101,7 +101,7 @@ def keep_matrix(folder):
 def is_mapped(folder):
     """Whether all vectors are in the files."""
     with closing(Store(folder)) as store:
-        return not vectors.is_stale(store)
+        return Matrix(store).is_mapped
 
 
 def flipped(content):
@@ -215,7 +215,7 @@ def large(tmp_path, monkeypatch):
 
 def test_lists_propose_candidates_that_are_compared_exactly(large):
     with closing(Store(large)) as store:
-        assert Matrix(store)._lists.ntotal == 3000
+        assert Matrix(store).lists.ntotal == 3000
     num_hits = 0
     for seed in range(5):
         candidates = nearest(large, query_of(seed), 10)
@@ -241,13 +241,13 @@ def test_damaged_lists_are_not_used_until_update_writes_them_again(large, damage
     path.write_bytes(damage(path.read_bytes()))
 
     with closing(Store(large)) as store:
-        assert Matrix(store)._lists is None
+        assert Matrix(store).lists is None
     check_nearest(large, query_of(), 10)
     assert check(large).lost
 
     keep_matrix(large)
     with closing(Store(large)) as store:
-        assert Matrix(store)._lists.ntotal == 3000
+        assert Matrix(store).lists.ntotal == 3000
     assert check(large).ok
 
 
