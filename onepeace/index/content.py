@@ -9,13 +9,12 @@ import gzip
 import hashlib
 import io
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
@@ -30,25 +29,8 @@ Result = TypeVar("Result")
 CHUNK = 1 << 20
 LIMITS = {"text": MAX_TEXT_BYTES, "image": MAX_BYTES}
 """Bytes above which a file of a kind is not decoded; sounds and videos are read piece by piece."""
-TRIES = 3
-"""Times that a file is read which changes meanwhile."""
-RECENT_NS = 2_000_000_000
-"""Age of a change below which a further one may leave the time of the file as it is (FAT stores steps of 2 s)."""
 CHANGES = "changes while it is read"
 GZIP = b"\x1f\x8b"
-
-
-class FileState(NamedTuple):
-    """What differs after a file was written, or another one got its name; the inode is left out, as some network file
-    systems number files anew at every look."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> "FileState":
-        return cls(status.st_size, mtime_of(status), status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -63,22 +45,23 @@ class Reading:
     """Path of a file, else the content."""
     text: str = ""
     """Beginning of a text file, for the words that find it."""
-    state: FileState | None = None
-    """State of the file when it was hashed; None for content in memory, and for a problem."""
-    read_ns: int = 0
-    """Time of the hashing, in nanoseconds since 1970."""
+    state: tuple[int, ...] | None = None
+    """`_state` of the file when it was hashed; None for content in memory, and for a problem."""
 
     def is_current(self) -> bool:
-        """Whether the file still has the content that was hashed, so that whoever decoded it meanwhile had the same."""
+        """Whether the file was not written since it was hashed, so that whoever decoded it meanwhile had the same."""
         if self.state is None:
             return True
         try:
-            if FileState.of(os.stat(self.value)) != self.state:
-                return False
-            changed_ns = max(self.state.mtime_ns, self.state.ctime_ns)
-            return self.read_ns - changed_ns > RECENT_NS or hash_of(self.value) == self.item.hash
+            return _state(os.stat(self.value)) == self.state
         except OSError:
             return False
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What differs after a file was written, or another one got its name; the inode is left out, as some network file
+    systems number files anew at every look."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_entry(entry: Entry) -> Reading:
@@ -111,12 +94,6 @@ def failed(entry: Entry, reason: str) -> Reading:
     return Reading(entry, replace(entry.item, problem=reason))
 
 
-def hash_of(path: Path) -> bytes:
-    """blake2b of a file's content, 16 bytes."""
-    with open(path, "rb", opener=open_regular) as file:
-        return _hash(file)
-
-
 def _hash(file: BinaryIO) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     while chunk := file.read(CHUNK):
@@ -125,27 +102,22 @@ def _hash(file: BinaryIO) -> bytes:
 
 
 def _read_file(entry: Entry, path: Path) -> Reading:
-    """Hash a file; again, if it is written meanwhile. A file that no decoder would read is not hashed either."""
-    limit = LIMITS.get(entry.item.modality)
-    for _ in range(TRIES):
-        with open(path, "rb", opener=open_regular) as file:
-            state = FileState.of(os.fstat(file.fileno()))
-            if limit is not None and state.size > limit:
-                return failed(entry, f"{state.size} bytes are above the limit of {limit}")
-            read_ns = time.time_ns()
-            digest = _hash(file)
-            if FileState.of(os.fstat(file.fileno())) != state:
-                continue
-        item = replace(entry.item, size=state.size, mtime_ns=state.mtime_ns, hash=digest)
-        return Reading(
-            entry=entry,
-            item=_described(item, describe_media(path, item.modality)),
-            value=path,
-            text=_beginning(path) if item.modality == "text" else "",
-            state=state,
-            read_ns=read_ns,
-        )
-    return failed(entry, CHANGES)
+    """Hash a file. One that no decoder would read is not hashed either."""
+    modality = entry.item.modality
+    limit = LIMITS.get(modality)
+    with open(path, "rb", opener=open_regular) as file:
+        status = os.fstat(file.fileno())
+        if limit is not None and status.st_size > limit:
+            return failed(entry, f"{status.st_size} bytes are above the limit of {limit}")
+        digest = _hash(file)
+    item = replace(entry.item, size=status.st_size, mtime_ns=mtime_of(status), hash=digest)
+    return Reading(
+        entry=entry,
+        item=_described(item, describe_media(path, modality)),
+        value=path,
+        text=_beginning(path) if modality == "text" else "",
+        state=_state(status),
+    )
 
 
 def _beginning(path: Path) -> str:

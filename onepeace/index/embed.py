@@ -22,7 +22,7 @@ from onepeace.errors import UsageError, UserError, need, reason_at
 from onepeace.extensions import plugin
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
-from onepeace.index.content import CHANGES, TRIES, Reading, read_entry
+from onepeace.index.content import CHANGES, Reading, read_entry
 from onepeace.index.items import Item, Span, without_surrogates
 from onepeace.index.record import Known, Recorder, Report
 from onepeace.index.scan import modalities_of
@@ -127,19 +127,14 @@ def load_model(name: str | os.PathLike[str], settings: Settings, num_new: int) -
 def embed_entries(
     recorder: Recorder, entries: Sequence[Entry], load: "Callable[[], Embedder]", settings: Settings
 ) -> None:
-    """Embed entries; again those whose files change while they are read.
+    """Embed entries and record them.
 
     Args:
         load: returns the model of the index; called only if there is something to embed.
     """
-    if not entries:
-        return
     with Progress(len(entries), shown=settings.progress) as bar:
-        for _ in range(TRIES):
+        while entries:
             entries = Embedding(recorder, load, settings.batch_size, bar).run(entries)
-        for entry in entries:
-            recorder.record_problem(entry.item, CHANGES)
-            bar.update()
 
 
 class Video(CompositeItem):
@@ -265,25 +260,20 @@ class Embedding:
     """Files that the model has been given, and has not answered."""
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Embed entries; returns those whose files changed during that, of which nothing is kept."""
-        changed: list[Entry] = []
+        """Embed entries; returns those that equalled a file which changed during that."""
         with closing(self._inputs(entries)) as inputs, closing(self._results(inputs)) as results:
             for result in results:
                 reading, video = self._pending.popleft()
-                if not reading.is_current():
-                    changed.append(reading.entry)
-                    continue
                 file = _file_of(result, reading, video)
-                if file.item.problem is None:
+                if not reading.is_current():
+                    self.recorder.record_problem(reading.entry.item, CHANGES)
+                elif file.item.problem is None:
                     self.recorder.record_vectors(file)
                 else:
                     self.recorder.record_problem(file.item, file.item.problem)
                 self.bar.update()
         self.recorder.flush()
-        for reading in self._copies:
-            if not self._is_settled(reading.item):  # the file that it equals has changed
-                changed.append(reading.entry)
-        return changed
+        return [reading.entry for reading in self._copies if not self._is_settled(reading.item)]
 
     def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
         """Yield what the model is given of the files that must be embedded; record the others."""
