@@ -1,16 +1,17 @@
 """Files of vectors for other programs, .npz and .parquet: of an index (`export`), or of any files (`embed_files`).
 
-They are written row by row: vectors do not stay in memory; what else the rows of an .npz file have does until its end.
-`embed_files` makes an index that it deletes: a long sound has a vector per window, a video one per scene and window of
-its sound.
+A .parquet file is written a group of rows at a time; an .npz file stays in memory until its end, as it does where it is
+read. `embed_files` makes an index that it deletes: a long sound has a vector per window, a video one per scene and
+window of its sound.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,8 +57,8 @@ ROW_GROUP = 1024
 TEXT = "text"
 """Name of the texts in the column of paths: "text::1"."""
 
-Write = Callable[[Sequence[Mapping[str, Any]], np.ndarray], None]
-"""Writes the columns of n rows and their vectors (n, E)."""
+Row = dict[str, Any]
+"""The columns of a vector, and itself as "vector"."""
 
 
 def write_vectors(store: Store, items: Iterable[Item], target: Path) -> int:
@@ -71,16 +72,18 @@ def write_vectors(store: Store, items: Iterable[Item], target: Path) -> int:
     """
     check_extension(target)
     writer = WRITERS[target.suffix.lower()]
-    count = 0
     try:
-        with write_atomic(target) as temporary, writer(temporary, store.embed_dim) as write:
-            for item in items:
-                spans, vectors = store.vectors_of(item.id)
-                write([{**_fields_of(item), **vars(span)} for span in spans], vectors)
-                count += len(spans)
+        with write_atomic(target) as temporary:
+            return writer(temporary, _rows(store, items), store.embed_dim)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
-    return count
+
+
+def _rows(store: Store, items: Iterable[Item]) -> Iterator[Row]:
+    for item in items:
+        fields = _fields_of(item)
+        for span, vector in zip(*store.vectors_of(item.id), strict=True):
+            yield {**fields, **vars(span), "vector": vector}
 
 
 def _fields_of(item: Item) -> dict[str, Any]:
@@ -114,47 +117,32 @@ def check_extension(target: Path) -> None:
         need("pyarrow", "parquet")
 
 
-@contextmanager
-def _npz(path: Path, embed_dim: int) -> Iterator[Write]:
-    values: dict[str, list[Any]] = {name: [] for name in ARRAYS}
-    with TemporaryFile(dir=path.parent) as vectors_file:
-
-        def write(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-            for name, column in values.items():
-                column.extend(row[name] for row in rows)
-            vectors_file.write(np.ascontiguousarray(vectors, "<f4").data)
-
-        yield write
-        vectors_file.flush()
-        shape = (len(values["path"]), embed_dim)
-        arrays: dict[str, np.ndarray] = {"vectors": np.memmap(vectors_file, "<f4", "r", shape=shape)}
-        for name, column in values.items():
-            arrays[ARRAYS[name]] = np.array(column, np.float64 if COLUMNS[name] == "float64" else None)
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+def _npz(path: Path, rows: Iterator[Row], embed_dim: int) -> int:
+    columns: dict[str, list[Any]] = {name: [] for name in (*ARRAYS, "vector")}
+    for row in rows:
+        for name, column in columns.items():
+            column.append(row[name])
+    arrays = {"vectors": np.array(columns["vector"], "<f4").reshape(-1, embed_dim)}
+    for name, array in ARRAYS.items():
+        arrays[array] = np.array(columns[name], np.float64 if COLUMNS[name] == "float64" else None)
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return len(columns["vector"])
 
 
-@contextmanager
-def _parquet(path: Path, embed_dim: int) -> Iterator[Write]:
+def _parquet(path: Path, rows: Iterator[Row], embed_dim: int) -> int:
     arrow = need("pyarrow", "parquet")
     parquet = need("pyarrow.parquet", "parquet")
     fields = [(name, arrow.type_for_alias(type_name)) for name, type_name in COLUMNS.items()]
     schema = arrow.schema([*fields, ("vector", arrow.list_(arrow.float32(), embed_dim))])
-    waiting: list[dict[str, Any]] = []
+    count = 0
     with parquet.ParquetWriter(path, schema) as file:
-
-        def write(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-            for row, vector in zip(rows, vectors, strict=True):
-                waiting.append({**row, "path": _as_utf8(row["path"]), "vector": vector})
-            if len(waiting) >= ROW_GROUP:
-                flush()
-
-        def flush() -> None:
-            file.write_table(arrow.Table.from_pylist(waiting, schema))
-            waiting.clear()
-
-        yield write
-        flush()
+        while group := list(islice(rows, ROW_GROUP)):
+            count += len(group)
+            for row in group:
+                row["path"] = _as_utf8(row["path"])
+            file.write_table(arrow.Table.from_pylist(group, schema))
+    return count
 
 
 def _as_utf8(path: str) -> str:
@@ -162,7 +150,7 @@ def _as_utf8(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-WRITERS: dict[str, Callable[[Path, int], AbstractContextManager[Write]]] = {
+WRITERS: dict[str, Callable[[Path, Iterator[Row], int], int]] = {
     ".npz": _npz,
     ".parquet": _parquet,
 }
