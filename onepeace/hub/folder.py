@@ -93,7 +93,9 @@ def check_free(folder: Path, *, replace: bool, what: str = MODEL_FOLDER) -> None
     if not replace:
         raise UsageError("already exists; choose another name, or overwrite it with --force", where=folder)
     if read_sums(folder).what != what:
-        raise UsageError(f"holds no {SUMS} of such a folder ({what}), so it will not be replaced; move it or delete it", where=folder)
+        raise UsageError(
+            f"holds no {SUMS} of such a folder ({what}), so it will not be replaced; move it or delete it", where=folder
+        )
 
 
 @contextmanager

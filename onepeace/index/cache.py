@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import Locked, cache_folder, locked
-from onepeace.index.database import DATABASE, INDEX_FORMAT, Store, is_index, no_index, sql_below, writing
+from onepeace.index.database import DATABASE, INDEX_FORMAT, Store, is_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
-from onepeace.index.sources import listed, roots_of
-from onepeace.index.vectors import derived
+from onepeace.index.sources import listed
 from onepeace.index.verify import identity
 from onepeace.progress import status
 
@@ -57,12 +56,8 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
         UserError: as for `build` and `update`.
     """
     paths = listed(paths)
-    for path in paths:
-        if derived(Path(path)):  # else it would be taken for a folder without files
-            raise no_index(Path(path))
     name = model or DEFAULT_MODEL
     folder = _folder_of(paths, name)
-    _refuse_vanished(folder, paths)
     while True:
         try:
             is_new = not is_index(folder)
@@ -86,17 +81,6 @@ def _folder_of(paths: Paths, model: str) -> Path:
     digest = hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
     name = os.path.basename(places[0])[:40] or "root"
     return indexes_folder() / f"{name}-{digest}.index"
-
-
-def _refuse_vanished(folder: Path, paths: Paths) -> None:
-    """UserError if one of the paths is gone; vectors that are kept of it then stay."""
-    try:
-        roots_of(paths)
-    except UserError as error:
-        if is_index(folder):
-            remedy = f"if it is gone for good: onepeace index remove {folder}"
-            raise UserError(f"missing, perhaps not mounted; its vectors stay; {remedy}", where=error.where) from error
-        raise
 
 
 def _forget_small() -> None:

@@ -473,8 +473,6 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 
 
 def no_index(folder: Path) -> UserError:
-    if any(folder.glob("vectors-*.bin")):
-        return UserError(f"an index whose {DATABASE} is missing; {build_again(folder)}", where=folder)
     return UsageError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)
 
 

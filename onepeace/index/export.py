@@ -22,7 +22,7 @@ from onepeace.index.database import Store
 from onepeace.index.embed import Settings, embed_entries
 from onepeace.index.index import Index
 from onepeace.index.items import Item
-from onepeace.index.maintain import create_store, nothing_in
+from onepeace.index.maintain import create_store, refuse_nothing
 from onepeace.index.record import Recorder, Report
 from onepeace.index.scan import entries_to_read, scan
 from onepeace.index.sources import Entry, listed, roots_of
@@ -198,7 +198,7 @@ def embed_files(
     paths = listed(paths)
     scanned = scan(roots_of(paths))
     if paths and not scanned.entries and not scanned.problems:
-        raise UsageError(nothing_in(paths, scanned))
+        refuse_nothing(paths, scanned)
     of_texts = {}
     for number, text in enumerate(texts, 1):
         path = f"{TEXT}::{number}"

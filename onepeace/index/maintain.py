@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.extensions import plugin
-from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, is_index, sql_below, writing
+from onepeace.files.walk import Unreadable
+from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, failing, is_index, sql_below, writing
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
 from onepeace.index.match import banks_of, calibration_by_words, read_calibration
@@ -32,8 +33,6 @@ EXPORT_FROM = 1000
 """Number of files from which the model's text branch is exported in 10 s; without it a text query takes 3 s."""
 NEXT = "next"
 """Folder inside an index with the index of the same files by another model, until that is complete."""
-TABLES = ("files", "vectors", "words", "blobs")
-"""Tables of a database, those first that others refer to."""
 
 
 def build(
@@ -83,7 +82,7 @@ def build(
             removed_roots = [root for root in roots if root.type == "removed"]
             scanned = scan([*new_roots, *removed_roots])
             if not roots:
-                _refuse_nothing(paths, scanned)
+                refuse_nothing(paths, scanned)
             with store.transaction():  # first, so that `update` resumes an interrupted build
                 keep_roots(store, new_roots)
             return fill(store, scanned, settings, model=model)
@@ -92,18 +91,20 @@ def build(
 def update(folder: str | os.PathLike[str], model: Model | None = None, **options: Any) -> Report:
     """Update an index with new, changed, moved and missing files of its paths.
 
+    A folder that is missing or has become empty is a problem of the report, as its disk may not be mounted: its files
+    stay. Where most files of a folder are missing, they are kept once (scan.py).
+
     Args:
         model, options: as for `build`.
 
     Raises:
-        UserError: as for `build`; a folder is missing or has become empty: its disk may not be mounted, so no files
-            are removed. Where most files of a folder are missing, they are kept once (scan.py).
+        UserError: as for `build`.
     """
     settings = Settings(**options).checked_for(model)
     with writing(folder) as target, opened(target, model) as store:
         roots = known_roots(store).values()
         scanned = scan(roots)
-        refuse_unmounted(store, roots, scanned)
+        scanned.problems += unmounted(store, roots, scanned)
         # Which files a table names that cannot be read is not known.
         unreadable = {str(problem.path) for problem in scanned.problems}
         is_whole = not any(root.type == "table" and root.path in unreadable for root in roots)
@@ -213,18 +214,12 @@ def _build_next(store: Store, next_folder: Path, model: Model, settings: Setting
 
 def _replace_all(store: Store, next_folder: Path) -> None:
     """Put the content of another index in place of that of an index, in one transaction, so that readers see either."""
-    with closing(Store(next_folder)) as new:
-        meta = {**new.meta, "store": store.meta["store"]}
-    database = os.fspath(next_folder.absolute() / DATABASE)
-    store.connection.execute("ATTACH ? AS next", (database,))
-    with store.transaction():
-        for table in ("files", "blobs"):
-            store.connection.execute(f"DELETE FROM {table}")  # noqa: S608 (fixed names)
-        for table in TABLES:
-            store.connection.execute(f"INSERT INTO {table} SELECT * FROM next.{table}")  # noqa: S608 (fixed names)
-        store.meta.clear()
-        store.meta.update(meta)
-    store.connection.execute("DETACH next")
+    with closing(Store(next_folder, write=True)) as new:
+        with new.transaction():
+            new.meta["store"] = store.meta["store"]
+        with failing(store.folder, "written"):
+            new.connection.backup(store.connection)
+    store.meta = new.meta
 
 
 def _check_before_deleting(
@@ -236,25 +231,18 @@ def _check_before_deleting(
     identity(DEFAULT_MODEL if model is None else model)
     if settings.engine is None:  # an engine's devices are those of other machines
         choose_device(settings.device)
-    _refuse_nothing(paths, scan(roots))
+    refuse_nothing(paths, scan(roots))
 
 
-def _refuse_nothing(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> None:
+def refuse_nothing(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> None:
     """UsageError if no file that was found can be embedded."""
     if not all(entry.item.problem for entry in scanned.entries.values()):
         return
     places = ", ".join(os.fspath(path) for path in paths)
-    lines = [f"no image, audio, video or text files in {places}"]
-    unreadable = [(problem.path, problem.reason) for problem in scanned.problems]
-    for entry in scanned.entries.values():
-        unreadable.append((Path(entry.item.path), entry.item.problem or ""))
-    if unreadable:
-        path, reason = unreadable[0]
-        lines.append(f"{len(unreadable)} cannot be read, such as {path}: {reason}")
-    if scanned.others:
-        others = ", ".join(f"{name} {count:,}" for name, count in scanned.others.most_common(5))
-        lines.append(f"others: {others}")
-    raise UsageError("; ".join(lines))
+    message = f"no image, audio, video or text files in {places}"
+    unreadable = [f"{problem.path}: {problem.reason}" for problem in scanned.problems]
+    unreadable += [f"{path}: {entry.item.problem}" for path, entry in scanned.entries.items()]
+    raise UsageError(f"{message}; {len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else message)
 
 
 def fill(
@@ -360,25 +348,22 @@ def _delete_index(folder: Path) -> None:
         shutil.rmtree(folder / NEXT, ignore_errors=True)
 
 
-def refuse_unmounted(store: Store, roots: Iterable[Root], scanned: Scan) -> None:
-    """UserError if a folder is empty or missing, or if the folder of a file is missing: a disk may not be mounted."""
+def unmounted(store: Store, roots: Iterable[Root], scanned: Scan) -> list[Unreadable]:
+    """Folders that are empty or missing, and files in folders that are missing: a disk may not be mounted."""
     unreadable = {str(problem.path) for problem in scanned.problems}
+    missing = []
     for root in roots:
-        if root.path not in unreadable and not _is_mounted(store, root, scanned):
+        if root.type == "folder":
+            is_there = any(path.startswith(os.path.join(root.path, "")) for path in scanned.entries)
+        else:
+            is_there = root.type == "removed" or os.path.isdir(os.path.dirname(root.path))
+        if is_there or root.path in unreadable:
+            continue
+        if store.count(f"problem IS NULL AND {sql_below([root.path])}"):
             remedy = f"if it is gone for good: onepeace index remove {store.folder} {shlex.quote(root.path)}"
-            raise UserError(
-                f"missing or empty, perhaps not mounted; its files stay in the index; {remedy}", where=root.path
-            )
-
-
-def _is_mounted(store: Store, root: Root, scanned: Scan) -> bool:
-    if root.type == "removed":
-        return True
-    if root.type == "folder":
-        below = os.path.join(root.path, "")
-        has_files = any(path.startswith(below) for path in scanned.entries)
-        return has_files or not store.count(f"problem IS NULL AND {sql_below([root.path])}")
-    return os.path.isdir(os.path.dirname(root.path))
+            reason = f"missing or empty, perhaps not mounted; its files stay in the index; {remedy}"
+            missing.append(Unreadable(Path(root.path), reason))
+    return missing
 
 
 def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
