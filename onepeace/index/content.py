@@ -20,7 +20,7 @@ from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
 from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes, decode_text, open_regular
 from onepeace.index.items import Item, is_shard, mtime_of, shard_of, whole_of
-from onepeace.index.sources import Entry, Root, state_of, value_of
+from onepeace.index.sources import Entry, Root, state_of
 from onepeace.index.words import LONGEST_TEXT
 from onepeace.progress import Progress
 
@@ -69,7 +69,7 @@ def read_entry(entry: Entry) -> Reading:
     try:
         if isinstance(entry.value, Path):
             return _read_file(entry, entry.value)
-        value = value_of(entry)
+        value = entry.value() if callable(entry.value) else entry.value
         content = value
         description = Description()
         if isinstance(value, str):

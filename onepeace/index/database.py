@@ -220,7 +220,9 @@ class Store:
             try:
                 if write:
                     self.connection.executescript(SETTINGS)
-                self._check_schema()
+                definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
+                if not definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
+                    raise Damaged(folder, "its tables are not those of this version")
                 self.meta = self._known()
             except BaseException:
                 self.close()
@@ -343,10 +345,10 @@ class Store:
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove files; call it in a transaction."""
-        for id_ in ids:
-            gone = self.connection.execute("DELETE FROM vectors WHERE file = ?", (id_,))
-            self.meta["removed"] = str(int(self.meta["removed"]) + gone.rowcount)
-            self.connection.execute("DELETE FROM files WHERE id = ?", (id_,))
+        listed = [json.dumps(list(ids))]
+        gone = self.connection.execute(f"DELETE FROM vectors WHERE file {IN_LIST}", listed)  # noqa: S608
+        self.meta["removed"] = str(int(self.meta["removed"]) + gone.rowcount)
+        self.connection.execute(f"DELETE FROM files WHERE id {IN_LIST}", listed)  # noqa: S608
 
     def count(self, where: str = "1", parameters: Sequence[Any] = ()) -> int:
         """Number of files that an SQL condition with "?" for parameters selects."""
@@ -445,13 +447,6 @@ class Store:
         with failing(self.folder, "read"):
             return self.connection.execute(sql, parameters).fetchall()
 
-    def _check_schema(self) -> None:
-        """Damaged if the tables are others."""
-        definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
-        if definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
-            return
-        raise Damaged(self.folder, "its tables are not those of this version")
-
     def _known(self) -> dict[str, str]:
         """Metadata of the index."""
         content = self.blob("meta")
@@ -505,18 +500,14 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
 
 def sql_below(paths: Iterable[str]) -> str:
     """SQL condition for files at these paths, and in folders, tables and shards at these paths."""
-    listed = list(paths)
-    conditions = [f"path IN ({', '.join(map(_literal, map(os.fsencode, listed)))})"]
-    for path in listed:
+    conditions = []
+    for path in paths:
+        conditions.append(f"path = X'{os.fsencode(path).hex()}'")
         for end in ANY_ENDS:
             first = os.fsencode(path.removesuffix(end) + end)
             after_last = first[:-1] + bytes([first[-1] + 1])
-            conditions.append(f"path >= {_literal(first)} AND path < {_literal(after_last)}")
+            conditions.append(f"path >= X'{first.hex()}' AND path < X'{after_last.hex()}'")
     return _any_of(conditions)
-
-
-def _literal(content: bytes) -> str:
-    return f"X'{content.hex()}'"
 
 
 def _any_of(conditions: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from onepeace.index.match import banks_of, calibration_by_words, read_calibratio
 from onepeace.index.record import Recorder, Report
 from onepeace.index.scan import Scan, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
-from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
+from onepeace.index.vectors import Matrix, derived, keep, remove_derived, vectors_state
 from onepeace.index.verify import FOREIGN, Model, check_model, identity, is_name
 from onepeace.progress import status
 
@@ -161,7 +161,6 @@ def _built_anew(folder: str | os.PathLike[str], model: Model | None, settings: S
             report = _build_next(store, next_folder, model, settings)
             status("putting the new vectors in place of the old ones ...")
             _replace_all(store, next_folder)
-            keep_text_branch(store)
             finish(store, settings.store)
             shutil.rmtree(next_folder)
             return report
@@ -206,14 +205,13 @@ def _build_next(store: Store, next_folder: Path, model: Model, settings: Setting
     with opened(next_folder, model) as new:
         with new.transaction():
             keep_roots(new, roots)
-        local_settings = replace(settings, store=None)
-        report = embed_scan(new, scanned, local_settings, model=model, is_whole=True)
-        score(new)
-    return report
+        return fill(new, scanned, replace(settings, store=None), model=model, is_whole=True)
 
 
 def _replace_all(store: Store, next_folder: Path) -> None:
     """Put the content of another index in place of that of an index, in one transaction, so that readers see either."""
+    for path in derived(next_folder):
+        path.replace(store.folder / path.name)
     with closing(Store(next_folder, write=True)) as new:
         with new.transaction():
             new.meta["store"] = store.meta["store"]
@@ -248,28 +246,16 @@ def refuse_nothing(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> No
 def fill(
     store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
 ) -> Report:
-    """Embed the entries of a scan in an index open for writing, and update what is derived from its vectors.
-
-    Args: see `embed_scan`.
-    """
-    if settings.store is not None:
-        send(store, settings.store)
-    report = embed_scan(store, scanned, settings, model=model, is_whole=is_whole)
-    keep_text_branch(store)
-    finish(store)
-    return report
-
-
-def embed_scan(
-    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
-) -> Report:
-    """Embed the entries of a scan in an index open for writing. Finished ones stay even if the call is interrupted.
+    """Embed the entries of a scan in an index open for writing, and update what is derived from its vectors. Finished
+    ones stay even if the call is interrupted.
 
     Args:
         model: None = the model of the index, by its name.
         is_whole: whether the scan has all that the paths of the index have, so that files and captions that it lacks
             are removed.
     """
+    if settings.store is not None:
+        send(store, settings.store)
     report = Report(problems=[*scanned.problems], other_kinds=scanned.others)
     num_new = len(scanned.entries) - store.count()
     if model is None or is_name(model):
@@ -285,6 +271,8 @@ def embed_scan(
             recorder.flush()
             if is_whole:
                 remove_missing(recorder, scanned)
+    keep_text_branch(store)
+    finish(store)
     return report
 
 

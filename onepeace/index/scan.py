@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 from onepeace.errors import UserError, reason_at
@@ -20,6 +21,8 @@ from onepeace.index.items import Item, places_of, whole_of
 from onepeace.index.record import Recorder, may_work_now
 from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
 
+state_of_item = attrgetter("size", "mtime_ns", "modality")
+"""What of an item differs when its file has changed."""
 MANY = 10
 MISSING = "missing"
 """Name in the database of the ids of the files that the last update has kept."""
@@ -53,7 +56,13 @@ def scan(roots: Collection[Root]) -> Scan:
             continue
         left_out = removed - {root.path, *map(str, Path(root.path).parents)}
         try:
-            for entry in _entries(root, left_out, modalities, result):
+            if root.type == "table":
+                entries = read_rows(Path(root.path), modalities)
+            elif root.type == "shard":
+                entries = read_shard(root.path)
+            else:
+                entries = _files(root, left_out, modalities, result)
+            for entry in entries:
                 item = entry.item
                 if left_out and places_of(item.path) & left_out:
                     continue
@@ -65,19 +74,6 @@ def scan(roots: Collection[Root]) -> Scan:
             reason = reason_at(root.path, error)
             result.problems.append(Unreadable(Path(root.path), reason))
     return result
-
-
-def _entries(
-    root: Root,
-    left_out: Collection[str],
-    modalities: Mapping[str, str],
-    result: Scan,
-) -> Iterator[Entry]:
-    if root.type == "table":
-        return read_rows(Path(root.path), modalities)
-    if root.type == "shard":
-        return read_shard(root.path)
-    return _files(root, left_out, modalities, result)
 
 
 def _files(
@@ -139,26 +135,19 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
             recorder.record_problem(item, item.problem)
         elif not modalities_of(item, modalities):
             recorder.report.left_out[item.modality] += 1
-        elif previous is not None and _is_same_file(previous, item) and not may_work_now(previous):
+        elif previous is not None and state_of_item(previous) == state_of_item(item) and not may_work_now(previous):
             recorder.record_unchanged(previous, item)
+        elif known := recorder.same_file(item):
+            described = replace(known.item, id=0, caption=item.caption, metadata=item.metadata)
+            recorder.record_copy(described, known)
         else:
-            known = recorder.same_file(item)
-            if known is None:
-                yield Entry(item, entry.value)
-            else:
-                described = replace(known.item, id=0, caption=item.caption, metadata=item.metadata)
-                recorder.record_copy(described, known)
+            yield Entry(item, entry.value)
 
 
 def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
     """Modalities of the vectors that a model makes of a file; a video has those of its parts."""
     parts = PARTS.get(item.modality, (item.modality,))
     return [modality for modality in parts if modality in modalities]
-
-
-def _is_same_file(previous: Item, item: Item) -> bool:
-    before = (previous.size, previous.mtime_ns, previous.modality)
-    return before == (item.size, item.mtime_ns, item.modality)
 
 
 def remove_missing(recorder: Recorder, scan: Scan) -> None:

@@ -115,11 +115,6 @@ class Entry(NamedTuple):
     """File that a row of a table names, if that cannot be read."""
 
 
-def value_of(entry: Entry) -> Any:
-    """Input of the embedder; what a function reads is read now."""
-    return entry.value() if callable(entry.value) else entry.value
-
-
 def modalities_by_suffix() -> dict[str, str]:
     """Kind of file by extension, lower case, with the dot."""
     return {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}

@@ -22,8 +22,6 @@ Model: TypeAlias = Union[str, os.PathLike[str], "Embedder"]
 """Name of a model (see `onepeace.load`), or a model."""
 FOREIGN = "foreign"
 """Entry of the metadata of an index whose model cannot be loaded by its name."""
-INCOMPLETE = """problem IS NULL AND id NOT IN (SELECT file FROM vectors) OR id NOT IN (SELECT file FROM words)"""
-"""SQL condition for files that lack vectors or words."""
 
 
 def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
@@ -68,12 +66,14 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
     except UserError as error:
         made_with = f"the index {store.folder} was made with {store.meta['model']}"
         raise UserError(f"{error}; {made_with}; if that has another name here, give it with --model") from error
-    if entries["model_hash"] != store.meta["model_hash"]:
-        remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, entries)}"
-        raise _of_another(store, entries, "model_hash", "model", remedy)
-    if entries["preprocessing"] != store.meta["preprocessing"]:
-        remedy = f"embed its files again: {_command_to_move(store, entries)}; or use {store.meta.get('made_by')}"
-        raise _of_another(store, entries, "preprocessing", "preprocessing", remedy)
+    for key, what in (("model_hash", "model"), ("preprocessing", "preprocessing")):
+        if entries[key] != store.meta[key]:
+            made_with = f"{store.meta['model']} ({store.meta[key]}), not {entries['model']} ({entries[key]})"
+            raise UserError(
+                f"made with another {what}, {made_with}; vectors of both cannot be compared, so leave out --model; or "
+                f"embed all files of the index with this one: {_command_to_move(store, entries)}",
+                where=store.folder,
+            )
     return entries
 
 
@@ -82,21 +82,6 @@ def _command_to_move(store: Store, entries: dict[str, str]) -> str:
     if FOREIGN in entries:
         return f"build({folder!r}, model=...)"
     return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(entries['model'])}"
-
-
-def _of_another(
-    store: Store,
-    entries: dict[str, str],
-    key: str,
-    what: str,
-    remedy: str,
-) -> UserError:
-    made_with = f"{store.meta['model']} ({store.meta[key]})"
-    not_with = f"{entries['model']} ({entries[key]})"
-    return UserError(
-        f"made with another {what}, {made_with}, not {not_with}; vectors of both cannot be compared, so {remedy}",
-        where=store.folder,
-    )
 
 
 @dataclass
@@ -149,8 +134,5 @@ def _faults(store: Store) -> Iterator[str]:
     number = len(store.select("PRAGMA foreign_key_check"))
     if number:
         yield f"rows that belong to no file: {number}"
-    number = store.count(INCOMPLETE)
-    if number:
-        yield f"files without their vectors or words: {number}"
     for (name,) in store.select("SELECT name FROM blobs"):
         store.blob(name)

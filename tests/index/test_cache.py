@@ -9,7 +9,7 @@ import pytest
 from support.indexes import check_same
 
 from onepeace.files.atomic import Locked
-from onepeace.index import Index, build, cache, remove
+from onepeace.index import Index, build, cache
 from onepeace.index.cache import delete, indexes_folder, kept, kept_index
 from onepeace.index.database import writing
 
@@ -171,14 +171,6 @@ def test_kept_indexes_list_their_roots(words, search):
     roots = {folder: stats["roots"] for folder, stats in kept().items()}
 
     assert roots == {part: {str(words / "2024"): 2, str(words / "a.txt"): 1}, whole: {str(words): 4}}
-
-
-def test_kept_index_without_a_folder_that_is_removed(words, search):
-    assert remove(search(words).folder, [words / "2024"]) == 2
-
-    assert search(words).names == ALL - PART
-    assert search(words / "2024").names == PART
-    assert search(words).names == ALL - PART
 
 
 def test_small_indexes_that_were_used_last_are_kept(words, search, monkeypatch):

@@ -15,7 +15,6 @@ from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.database import DATABASE, PAGE, SIDE_FILES, Store
 from onepeace.index.items import Item
-from onepeace.index.maintain import finish
 from onepeace.index.vectors import derived
 
 
@@ -107,17 +106,6 @@ def test_vectors_without_their_file(index):
     assert not check(index).ok
     with pytest.raises(UserError, match="is missing"):
         answers(index)
-
-
-def test_update_writes_lost_vectors_again_as_the_warning_says(index, expected, caplog):
-    derived(index)[0].unlink()
-
-    assert answers(index) == expected
-    assert caplog.messages[-1].endswith(f"; write it again: onepeace index update {index}")
-    with closing(Store(index, write=True)) as store:
-        finish(store)  # as an update does, also of unchanged files
-    assert check(index).ok
-    assert answers(index) == expected
 
 
 @pytest.mark.parametrize("wrong", [("--model", "typo"), ("--device", "typo"), ()], ids=["model", "device", "path"])

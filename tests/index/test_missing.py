@@ -97,14 +97,13 @@ def test_links_to_a_disk_that_is_off_keep_their_vectors(linked, update, index, t
     assert counts(update()) == {"unchanged": 15}
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
-def test_files_whose_state_cannot_be_read_keep_their_vectors(build, update, words, index, monkeypatch, number):
+def test_files_whose_state_cannot_be_read_keep_their_vectors(build, update, words, index, monkeypatch):
     build(words)
     stat = os.stat
 
     def fail(path, *args, **options):
         if str(path).endswith(".txt"):
-            raise OSError(number, os.strerror(number), path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
         return stat(path, *args, **options)
 
     with monkeypatch.context() as patch:

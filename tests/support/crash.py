@@ -53,26 +53,12 @@ def vectors_of(text: bytes, dim: int = DIM) -> np.ndarray:
 def embedded(path: Path, dim: int) -> SimpleNamespace:
     """What the embedder says of a text, as far as building an index asks."""
     text = path.read_bytes()
-    if b"bad" in text:
-        error = UserError("a bad file")
-        return SimpleNamespace(
-            error=error,
-            reason=str(error),
-            name=path.name,
-            windows=None,
-            is_silent=False,
-        )
-    vectors = vectors_of(text, dim)
-    starts = [5.0 * number for number in range(len(vectors))]
-    windows = SimpleNamespace(vectors=vectors, starts=starts, ends=[start + 10 for start in starts])
-    vector = SimpleNamespace(numpy=lambda: vectors[0])
-    return SimpleNamespace(
-        error=None,
-        name=path.name,
-        vector=vector,
-        windows=windows,
-        is_silent=False,
-    )
+    windows = None
+    if b"bad" not in text:
+        vectors = vectors_of(text, dim)
+        starts = [5.0 * number for number in range(len(vectors))]
+        windows = SimpleNamespace(vectors=vectors, starts=starts, ends=[start + 10 for start in starts])
+    return SimpleNamespace(windows=windows, reason="a bad file", is_silent=False)
 
 
 class Embedder:
