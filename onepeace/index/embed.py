@@ -74,12 +74,8 @@ class Settings:
             UsageError: the model is an `Embedder`, which is loaded already.
         """
         is_loaded = not (model is None or is_name(model))
-        if is_loaded and (self.device is not None or self.dtype != "auto"):
-            raise UsageError("device and dtype are those of the Embedder; leave them out")
-        if is_loaded and self.engine is not None:
-            raise UsageError(
-                f"the engine {self.engine} loads a model by its name; give a name in place of the Embedder"
-            )
+        if is_loaded and (self.device, self.dtype, self.engine) != (None, "auto", None):
+            raise UsageError("device, dtype and engine are for a model that is given by its name; leave them out")
         return self
 
 

@@ -11,13 +11,12 @@ from contextlib import closing
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onepeace.errors import UsageError, UserError, need
-from onepeace.files.atomic import write_atomic
+from onepeace.files.atomic import unfinished, write_atomic
 from onepeace.index.database import Store
 from onepeace.index.embed import Settings, embed_entries
 from onepeace.index.index import Index
@@ -206,7 +205,7 @@ def embed_files(
     scanned.entries = {**of_texts, **scanned.entries}
     report = Report(problems=scanned.problems, other_kinds=scanned.others)
     settings = Settings(batch_size=batch_size, progress=progress)
-    with TemporaryDirectory(dir=target.parent) as folder, closing(create_store(Path(folder), embedder)) as store:
+    with unfinished(target, is_folder=True) as folder, closing(create_store(folder, embedder)) as store:
         with closing(Recorder(store, report)) as recorder:
             entries = list(entries_to_read(recorder, scanned, keeps_captions=False))
             embed_entries(recorder, entries, lambda: embedder, settings)

@@ -161,7 +161,7 @@ def remove_missing(recorder: Recorder, scan: Scan) -> None:
     report.moved = moved.total()
     report.copied -= report.moved
     kept_before = json.loads(store.blob(MISSING) or b"[]")
-    kept = {item.id: item for item in _suspects(missing, moved, items) if item.id not in kept_before}
+    kept = {item.id: item for item in _suspects(missing, recorder.num_copies, items) if item.id not in kept_before}
     report.kept = [Path(item.path) for item in kept.values()]
     report.removed = len(missing) - report.moved - len(kept)
     with store.transaction():
@@ -184,27 +184,24 @@ def _missing(scan: Scan, items: Iterable[Item]) -> list[Item]:
     return missing
 
 
-def _suspects(missing: Sequence[Item], moved: Mapping[bytes | None, int], items: Sequence[Item]) -> list[Item]:
+def _suspects(missing: Sequence[Item], copied: Collection[bytes | None], items: Sequence[Item]) -> list[Item]:
     """Files below an existing folder that lost `MANY` files or more, and more than half of its files.
 
     Args:
         missing: files of which those count that had vectors and are gone, and not those that are left out by now.
-        moved: how many of them have new paths, by the hash of the content.
+        copied: hashes of content that has vectors at a new path.
         items: all files, also missing ones.
     """
     gone = []
-    num_moved = Counter(moved)
     for item in missing:
-        if num_moved[item.hash] > 0:
-            num_moved[item.hash] -= 1
-        elif item.problem is None and whole_of(item.path) is None and not os.path.lexists(item.path):
+        had_vectors = item.problem is None and whole_of(item.path) is None and item.hash not in copied
+        if had_vectors and not os.path.lexists(item.path):
             gone.append(item)
-    num_gone = _count_by_folder(gone)
-    if max(num_gone.values(), default=0) < MANY:
+    if len(gone) < MANY:
         return []
     num_files = _count_by_folder(items)
     emptied = set()
-    for folder, number in num_gone.items():
+    for folder, number in _count_by_folder(gone).items():
         if number >= MANY and number > num_files[folder] / 2 and folder.is_dir():
             emptied.add(folder)
     return [item for item in gone if not emptied.isdisjoint(Path(item.path).parents)]

@@ -10,7 +10,7 @@ from support.indexes import content, counts, items_by_name
 from support.small_shards import square, write_tar
 
 from onepeace.errors import UserError
-from onepeace.index import Index, embed, remove
+from onepeace.index import Index, embed, record, remove
 from onepeace.index.content import open_content
 
 NUM_FILES = 30
@@ -52,7 +52,8 @@ def test_moved_folders(build, update, check_as_new, folder, broken):
     check_as_new(folder)
 
 
-def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, folder, broken, samples):
+def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, folder, broken, samples, monkeypatch):
+    monkeypatch.setattr(record, "BATCH_SECONDS", float("inf"))  # files that are swapped are in one transaction
     build(folder)
     pictures = sorted((folder / "part 1").glob("*.jpg"))
     text = min((folder / "part 1").glob("*.txt"))

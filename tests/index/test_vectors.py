@@ -139,21 +139,6 @@ def test_reader_of_an_earlier_state(index):
     assert num_found(index) == 339
 
 
-def test_stopped_writer_leaves_the_earlier_files(index, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    change(index, files(40, seed=1), removed=[1, 2])
-    before = derived(index)
-    with monkeypatch.context() as stopped:
-        stopped.setattr(vectors, "sync", stop)
-        with pytest.raises(KeyboardInterrupt):
-            keep_matrix(index)
-    assert derived(index) == before
-    assert num_found(index) == 338
-    check_nearest(index, query_of(), 9)
-
-
 def test_database_that_was_replaced_by_its_older_copy(index, tmp_path):
     shutil.copy(index / DATABASE, tmp_path)
     change(index, files(40, seed=1), removed=[1, 2])
