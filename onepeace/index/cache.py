@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import Locked, cache_folder, locked
-from onepeace.index.database import DATABASE, INDEX_FORMAT, Store, is_index, sql_below, writing
+from onepeace.index.database import DATABASE, INDEX_FORMAT, Damaged, Store, is_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
@@ -84,23 +84,19 @@ def _folder_of(paths: Paths, model: str) -> Path:
 
 
 def _forget_small() -> None:
-    """Delete the small indexes that were used least recently, as a new one comes."""
+    """Delete the small indexes that were used least recently, as a new one comes, and those that are damaged or of an
+    earlier version."""
     last_used = {}
-    num_unusable = 0
     for folder in _folders():
-        try:
-            with closing(Store(folder)) as store:
-                if store.count() < SMALL:
-                    last_used[folder] = os.path.getmtime(folder / DATABASE)
-        except (UserError, FileNotFoundError):
-            num_unusable += 1
-    if num_unusable:
-        log.warning(
-            "cached indexes that are of an earlier version, or damaged, and not used: %d; see: onepeace index list",
-            num_unusable,
-        )
-    for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
         with suppress(UserError, FileNotFoundError):  # another process is writing to it, or has deleted it
+            try:
+                with closing(Store(folder)) as store:
+                    if store.count() < SMALL:
+                        last_used[folder] = os.path.getmtime(folder / DATABASE)
+            except Damaged:
+                delete(folder)
+    for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
+        with suppress(UserError, FileNotFoundError):
             if os.path.getmtime(folder / DATABASE) == last_used[folder]:  # else it was searched meanwhile
                 delete(folder)
 

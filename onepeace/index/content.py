@@ -80,18 +80,14 @@ def read_entry(entry: Entry) -> Reading:
         item = replace(entry.item, hash=digest)
         return Reading(entry, _described(item, description), value)
     except (OSError, UserError) as error:
-        return failed(entry, getattr(error, "strerror", None) or str(error))
+        reason = getattr(error, "strerror", None) or str(error)
+        return Reading(entry, replace(entry.item, problem=reason))
 
 
 def _as_file(content: NamedBytes) -> BinaryIO:
     file = io.BytesIO(content)
     file.name = content.name
     return file
-
-
-def failed(entry: Entry, reason: str) -> Reading:
-    """The reading of an entry that cannot be read."""
-    return Reading(entry, replace(entry.item, problem=reason))
 
 
 def _hash(file: BinaryIO) -> bytes:
@@ -108,7 +104,7 @@ def _read_file(entry: Entry, path: Path) -> Reading:
     with open(path, "rb", opener=open_regular) as file:
         status = os.fstat(file.fileno())
         if limit is not None and status.st_size > limit:
-            return failed(entry, f"{status.st_size} bytes are above the limit of {limit}")
+            raise UserError(f"{status.st_size} bytes are above the limit of {limit}")
         digest = _hash(file)
     item = replace(entry.item, size=status.st_size, mtime_ns=mtime_of(status), hash=digest)
     return Reading(
@@ -128,17 +124,10 @@ def _beginning(path: Path) -> str:
 
 def _described(item: Item, description: Description) -> Item:
     """The item with what its header says; the date of a file that names none is that of its last change."""
-    date = description.date
-    if date is None and item.mtime_ns:
-        date = item.mtime_ns / 1e9
-    return replace(
-        item,
-        date=date,
-        width=description.width,
-        height=description.height,
-        duration=description.duration,
-        tags=description.tags,
-    )
+    item = replace(item, **vars(description))
+    if item.date is None and item.mtime_ns:
+        item = replace(item, date=item.mtime_ns / 1e9)
+    return item
 
 
 def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
