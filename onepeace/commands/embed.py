@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin that are not empty, stripped, as they come."""
+    """Yield the lines of stdin that are not empty, stripped."""
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             text = line.decode("utf-8-sig").strip()

@@ -1,4 +1,4 @@
-"""`onepeace embed`: vectors of files, tables and texts, streamed to a file."""
+"""`onepeace embed`: vectors of files, tables and texts in a file."""
 
 import io
 import shutil
@@ -50,18 +50,18 @@ def test_vectors_are_those_of_an_index(columns, indexed):
         assert set(columns["kinds"][rows].tolist()) == {about["modality"]}
 
 
-def test_texts_come_first_and_are_read_as_they_are_needed(tmp_path, run_model, monkeypatch, model):
+def test_texts_come_first_in_their_order_also_equal_ones(tmp_path, run_model, monkeypatch, model):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(export, "ROW_GROUP", 2)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\n  a tree\r\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\n  a tree\r\na cat")))
     table = tmp_path / "t.csv"
     table.write_text("caption,n\na river,1\n")
 
     run_model("embed", "-", "--text", "a dog", table, "-o", tmp_path / "v.parquet")
 
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
-    assert [row["path"] for row in rows] == ["text::1", "text::2", "text::3", f"{table}::2"]
-    expected = model.encode_text(["a dog", "a cat", "a tree", "a river"])
+    assert [row["path"] for row in rows] == ["text::1", "text::2", "text::3", "text::4", f"{table}::2"]
+    expected = model.encode_text(["a dog", "a cat", "a tree", "a cat", "a river"])
     np.testing.assert_allclose([row["vector"] for row in rows], expected, atol=1e-5)
 
 
