@@ -4,6 +4,7 @@ import dry_run
 import pytest
 import torch
 from support.planned import contrastive, planned_recipe
+from support.training import with_slow
 from trackers import PeakTracker, ShardedTracker
 
 from onepeace.layers.recompute import set_recompute
@@ -108,7 +109,7 @@ PLANNED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", with_slow(PLANNED, "ddp".__eq__))
 def test_plan_is_near_the_dry_run(name):
     """Memory within 3 %, all FLOPs, and what is exchanged; of weights that are freed, gathers within a quarter."""
     recipe, processes = PLANNED[name]

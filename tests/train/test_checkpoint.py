@@ -336,8 +336,7 @@ def test_flipped_bits_are_refused_or_change_nothing(run, other, tmp_path):
 # What is kept
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-@pytest.mark.parametrize("step", [150, 200])
+@pytest.mark.parametrize(("keep", "step"), [(1, 200), (2, 150)])
 def test_broken_checkpoint_takes_no_place_of_whole_one(tmp_path, keep, step):
     run = Run(tmp_path, keep=9)
     run.take_step()

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from support.processes import loss_and_gradients, make_objective, share_of_this_process, start, whole_batch
+from support.processes import TERMS, loss_and_gradients, make_objective, share_of_this_process, start, whole_batch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -12,6 +12,8 @@ from onepeace.train import parallel
 from onepeace.train.sections import RunConfig
 
 CPU = torch.device("cpu")
+FEW_TERMS = {name: TERMS[name] for name in ("contrastive", "denoising/text+audio")}
+"""Passes of one modality and of both."""
 
 
 def compiled_step(folder):
@@ -23,7 +25,7 @@ def compiled_step(folder):
     with parallel.group(CPU):
         for is_compiled in (False, True):
             torch.manual_seed(0)
-            objective = make_objective(sharded=True).eval()
+            objective = make_objective(FEW_TERMS, sharded=True).eval()
             if is_compiled:
                 compiling.compile_sharded(objective.model)
             batch = share_of_this_process(whole_batch(), objective.model.adapters, 1)

@@ -184,9 +184,6 @@ def test_ctrl_c_completes_checkpoint_and_says_so_once(small_recipe, out, recipe_
 # Killed in the writing of a checkpoint
 
 
-NUM_KILLS = 20
-
-
 class Kill:
     """Counts what the thread that writes checkpoints does to files, slowly, and kills the process at one operation."""
 
@@ -249,7 +246,7 @@ def make(small_recipe, tmp_path):
     def write(name):
         recipe = small_recipe(
             name,
-            steps=4,
+            steps=3,
             run={**RUN, "ema": 0.9, "save_every": 1},
             model={**MODEL, "drop_path": 0.3},
         )
@@ -259,13 +256,14 @@ def make(small_recipe, tmp_path):
     return write
 
 
-def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog):
+@pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog, num_kills):
     make("whole")
     code, num_operations = train_in_process(tmp_path / "whole.yaml")
     assert code == 0
 
     num_half_written = 0
-    for operation in np.random.default_rng(45).choice(num_operations, NUM_KILLS, replace=False):
+    for operation in np.random.default_rng(45).choice(num_operations, num_kills, replace=False):
         recipe = make(str(operation))
         code, _ = train_in_process(tmp_path / f"{operation}.yaml", at=1 + operation)
         assert code == -signal.SIGKILL
@@ -277,7 +275,7 @@ def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog):
         assert not list(out.glob(".*.tmp"))
         assert len(folders(out)) == 2
         assert_same_run(out, tmp_path / "whole")
-    assert num_half_written > NUM_KILLS / 2
+    assert num_half_written > num_kills / 2
     assert "resuming from the one before" not in caplog.text
 
 

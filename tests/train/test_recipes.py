@@ -113,7 +113,7 @@ def stated_cost(name):
 PRETRAINING = re.compile("pretrain/(small|base|large|.*4b)")
 
 
-@pytest.mark.parametrize("name", filter(PRETRAINING.match, RECIPES))
+@pytest.mark.parametrize("name", list(filter(PRETRAINING.match, RECIPES)))
 def test_recipe_states_its_cost(name):
     assert stated_cost(name)[0] > 0
 
@@ -236,10 +236,14 @@ def shrunken(tmp_path_factory):
 
 
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
-SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer)?)$")
+SLOW = re.compile(
+    r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer|_sounds)?)$"
+)
+LIKE_ANOTHER = re.compile(r"/(small|base|large)_|ablation/|tiny_(longer|sounds)")
+"""Recipes whose step is that of another one here."""
 
 
-@pytest.mark.parametrize("name", filter(SLOW.search, HERE))
+@pytest.mark.parametrize("name", with_slow(filter(SLOW.search, HERE), LIKE_ANOTHER.search))
 def test_step_of_recipe_waits_for_no_gpu(name, shrunken):
     """Only recipes whose run is slow; the steps of the others are checked in their run."""
     shrunken.run(name, only_check=True)
