@@ -1,7 +1,6 @@
 """Device and precision of a model: names of devices and dtypes, and the meaning of "auto"."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,27 +138,6 @@ def total_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return None
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on `device`; for a CPU those of the machine, ignoring limits of a container.
-
-    None if the system does not report it (Windows without psutil).
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        import psutil  # installed with peft and accelerate
-
-        return psutil.virtual_memory().available
-    except ImportError:
-        # Free memory does not include what the system could reclaim, so a share of the total is returned.
-        known = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in known or "SC_PAGE_SIZE" not in known:
-            return None
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
 
 
 def peak_memory(device: torch.device) -> int:

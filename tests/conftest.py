@@ -84,9 +84,8 @@ def model(random_folder):
 
 @pytest.fixture
 def quick_finetuning(monkeypatch):
-    """Fine-tuning computes one view of frozen stems in place of four, and does not plan its memory."""
+    """Fine-tuning computes one view of frozen stems in place of four."""
     monkeypatch.setattr("onepeace.finetune.recipe.STEM_VIEWS", 1)
-    monkeypatch.setattr("onepeace.finetune.run.available_memory", lambda device: None)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""The recipe of a fine-tuning, by its data, its model and the memory; the command line can override each field."""
+"""The recipe of a fine-tuning, by its data and its model; the command line can override each field."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.adapters import Adapter
 from onepeace.model.stems import PretrainedStem
-from onepeace.plan.plan import make_plan
-from onepeace.plan.synthetic import UNITS
 from onepeace.train.recipe import Recipe
 
 FROZEN = "frozen"
@@ -57,10 +55,6 @@ LORA: Options = {
     "freeze": {"except": ["heads.*", "logit_scale"]},
     "run": {"recompute": "blocks"},
 }
-SPARING: Options = {"run": {"recompute": "blocks", "grad_cache_chunks": 16}}
-"""Settings that need less memory and give the same result: activations are recomputed, each step is in parts."""
-ROOM = 0.8
-"""Share of the available memory that a plan may fill: kernels need workspace that is not in the plan."""
 
 
 def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary) -> Options:
@@ -93,32 +87,8 @@ def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary) -> Op
     return merge(recipe, LORA) if is_large else recipe
 
 
-def fitting_recipe(
-    content: Options, overrides: Sequence[str], available: int | None, say: Callable[[str], None]
-) -> Recipe:
-    """The recipe; with `SPARING` settings if it would not fit into memory without them.
-
-    Args:
-        content: as `auto_recipe` returns it.
-        overrides: the user's; they override all choices made here.
-        available: bytes; None if unknown, and then the recipe is returned without a check.
-        say: called with a line about the needed and the available memory.
-    """
-    recipe = _overridden(content, overrides)
-    if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
-        return recipe
-    needed = make_plan(recipe).step.memory.total()
-    if needed > ROOM * available:
-        recipe = _overridden(merge(content, SPARING), overrides)
-        needed = make_plan(recipe).step.memory.total()
-    memory = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
-    if needed > ROOM * available:
-        memory += "; it may not fit (give run.batch_size=..., or start from a smaller model)"
-    say(memory)
-    return recipe
-
-
-def _overridden(content: Options, overrides: Sequence[str]) -> Recipe:
+def overridden(content: Options, overrides: Sequence[str]) -> Recipe:
+    """The recipe of plain values as `auto_recipe` returns them, with fields set by the user."""
     filled = deepcopy(content)
     for override in overrides:
         apply_override(filled, override)
@@ -249,9 +219,5 @@ def described(recipe: Recipe) -> str:
         trained = f"only {', '.join(recipe.freeze['except'])}"
     elif recipe.freeze:
         trained += f" but {', '.join(recipe.freeze)}"
-    text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained}"
-    if recipe.run.recompute == "blocks":
-        text += ", activations computed again"
-    if recipe.run.grad_cache_chunks > 1:
-        text += f", each step in {recipe.run.grad_cache_chunks} parts"
-    return f"{text} (change them by a.b=value)"
+    settings = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained}"
+    return f"{settings} (change them by a.b=value)"

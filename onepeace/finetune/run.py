@@ -19,14 +19,14 @@ from typing import Any
 from onepeace.config import build, to_plain
 from onepeace.datasets.layout import Skipped
 from onepeace.datasets.parquet import is_parquet
-from onepeace.device import available_memory, choose_device
+from onepeace.device import choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import LOCK, locked, write_text_atomic
 from onepeace.finetune.answers import answers, read_answers, write_answers
 from onepeace.finetune.average import AVERAGE, average_weights, read_average
 from onepeace.finetune.own_data import read_own_data
-from onepeace.finetune.recipe import FROZEN, auto_recipe, described, fitting_recipe, head_names
+from onepeace.finetune.recipe import FROZEN, auto_recipe, described, head_names, overridden
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
 from onepeace.hub.folder import CONFIG, read_config
@@ -213,10 +213,10 @@ class FineTuning:
 
     def _new_recipe(self, summary: SplitSummary) -> Recipe:
         content = auto_recipe(self.start.absolute(), self.data, self.out, summary)
-        return fitting_recipe(content, self.overrides, available_memory(choose_device()), self.say)
+        return overridden(content, self.overrides)
 
     def _stored_recipe(self) -> Recipe | None:
-        """The recipe that the first call stored; it is not made anew, as the available memory may differ now.
+        """The recipe that the first call stored.
 
         Its paths become those of this call: the folder may have been moved since, or its path may have been relative
         to another working directory.

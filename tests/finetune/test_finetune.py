@@ -35,7 +35,6 @@ def run_quickly():
 
     def run(tuning):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(running, "available_memory", lambda device: None)
             patch.setattr(splitting, "NEAR_COPY_COSINE", {})
             return tuning.run()
 
