@@ -269,18 +269,13 @@ def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[
             world_size = parallel.world_size()
             for begin in range(0, len(parts), world_size):
                 index = begin + parallel.rank()
-                if index < len(parts):
-                    _write_part(cache, first_number + index, compute(parts[index]))
+                outputs = list(compute(parts[index])) if index < len(parts) else []
+                if outputs:
+                    cache.write(first_number + index, outputs)
                 parallel.barrier()
                 computed_now = parts[begin : begin + world_size]
                 progress.update(sum(map(len, computed_now)))
         cache.refresh()
-
-
-def _write_part(cache: FrozenCache, number: int, computed: Iterable[Output]) -> None:
-    outputs = list(computed)
-    if outputs:
-        cache.write(number, outputs)
 
 
 @contextmanager

@@ -137,24 +137,6 @@ LOGGERS: dict[str, type[Logger]] = {
 }
 
 
-def make_loggers(names: Sequence[str], folder: Path, step: int, recipe: Mapping[str, Any]) -> list[Logger]:
-    """Loggers by name; see `Logger` for the arguments.
-
-    Raises:
-        UserError: a logger cannot start, as without a network or an account.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = []
-    for name in names:
-        try:
-            loggers.append(LOGGERS[name](folder, step, recipe))
-        except Exception as error:  # services raise errors of their own types
-            raise UserError(
-                f"run.loggers: {name} cannot start ({one_line(error):.200}); mend it, or leave it out"
-            ) from error
-    return loggers
-
-
 class Log:
     """Writer of ``folder/log.jsonl``.
 
@@ -203,9 +185,21 @@ class Log:
 
 
 def open_log(recipe: Recipe, step: int) -> Log:
-    """The log of a run that starts after a step, with the loggers of its recipe."""
+    """The log of a run that starts after a step, with the loggers of its recipe.
+
+    Raises:
+        UserError: a logger cannot start, as without a network or an account.
+    """
     folder = Path(recipe.run.out)
-    loggers = make_loggers(recipe.run.loggers, folder, step, to_plain(recipe))
+    folder.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = []
+    for name in recipe.run.loggers:
+        try:
+            loggers.append(LOGGERS[name](folder, step, to_plain(recipe)))
+        except Exception as error:  # services raise errors of their own types
+            raise UserError(
+                f"run.loggers: {name} cannot start ({one_line(error):.200}); mend it, or leave it out"
+            ) from error
     return Log(folder, step, recipe.schedule.steps, loggers)
 
 

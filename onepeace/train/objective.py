@@ -4,8 +4,8 @@ A batch that is larger than memory is computed in parts (``run.grad_cache_chunks
 of the model over a part. A pass whose items differ much in length is split into groups of similar length.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ class Objective(nn.Module):
                     losses[name] = loss
                     weighted.append(term.options.weight * loss)
         total = sum(weighted[1:], weighted[0])
-        return {"loss": total, **losses, "padding": torch.tensor(counts.padding_share())}
+        padding = 1 - counts["real"] / counts["computed"]
+        return {"loss": total, **losses, "padding": torch.tensor(padding)}
 
     def _terms_of(self, batch: Batch) -> dict[str, Term[Any]]:
         """The terms that learn from a batch, by name."""
@@ -86,39 +87,26 @@ class Objective(nn.Module):
         terms: dict[str, Any] = dict(self.terms.items())  # a ModuleDict does not know that its modules are terms
         return {name: term for name, term in terms.items() if term.options.reads(batch.source, present)}
 
-    def _outputs_of_parts(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
-        """Outputs of the terms for the whole batch, and the number of its tokens."""
+    def _outputs_of_parts(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Counter[str]]:
+        """Outputs of the terms for the whole batch, and the number of its tokens; see `_outputs`."""
         if not batch.parts:
             return self._outputs(terms, batch)
         outputs = []
-        counts = TokenCounts(0, 0)
+        counts: Counter[str] = Counter()
         for part in batch.parts:
             part_outputs, part_counts = checkpoint(self._outputs, terms, part, use_reentrant=False)
             outputs.append(part_outputs)
-            counts = TokenCounts(counts.real + part_counts.real, counts.computed + part_counts.computed)
+            counts += part_counts
         return _joined(outputs), counts
 
-    def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
-        """Outputs of the terms for a part of the batch, and the number of its tokens."""
+    def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Counter[str]]:
+        """Outputs of the terms for a part of the batch, and the tokens that the blocks computed: "real" ones, and all
+        that were "computed", with padding."""
         passes = Passes(self.model, batch, self.max_padding, self.sharded)
         outputs = {name: term.outputs(passes) for name, term in terms.items()}
-        return outputs, TokenCounts(passes.real_tokens, passes.all_tokens)
+        return outputs, Counter(real=passes.real_tokens, computed=passes.all_tokens)
 
 
 def _joined(outputs: Sequence[Any]) -> Any:
     """Outputs of several parts as those of one batch; items or tokens are their first axis (`Term.outputs`)."""
     return tree_map(lambda *tensors_of_parts: torch.cat(tensors_of_parts), *outputs)
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """Numbers of tokens that the blocks have computed."""
-
-    real: int
-    """Without padding."""
-    computed: int
-    """With padding."""
-
-    def padding_share(self) -> float:
-        """Share of padding among the computed tokens."""
-        return 1 - self.real / self.computed

@@ -346,12 +346,9 @@ def keeps_gathered(units: Iterable[nn.Module], choice: bool | Literal["auto"], d
     """
     if choice != "auto":
         return choice
-    gathered_bytes = 2 * sum(parameter.numel() for parameter in _parameters_of(units))
+    parameters = {parameter for unit in units for parameter in unit.parameters()}
+    gathered_bytes = 2 * sum(parameter.numel() for parameter in parameters)
     return gathered_bytes <= GATHERED_SHARE * device_bytes
-
-
-def _parameters_of(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
-    return {parameter for module in modules for parameter in module.parameters()}
 
 
 def free_gathered(parallelized: nn.Module) -> None:

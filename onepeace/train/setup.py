@@ -90,7 +90,8 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
     processors = build_processors(recipe, config, sources, is_resumed)
     if parallel.rank() == 0:
         warn_of_small_pictures(sources, processors)
-    model = build_model(recipe, config)
+    is_sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
+    model = make_model(recipe, config, empty=is_sharded and parallel.rank() > 0)  # the first process shares its weights
     data = TrainingData(
         config=recipe.data,
         sources=sources,
@@ -170,12 +171,6 @@ def _picture_sizes(source: Source, key: str) -> Iterator[tuple[int, int]]:
             with suppress(UserError, OSError):  # it is named when it is drawn
                 with open_picture(io.BytesIO(picture), sample.key) as opened:  # its pixels are not read
                     yield opened.size
-
-
-def build_model(recipe: Recipe, config: Config) -> Trained:
-    """The model with its initial weights; of sharded ones, only the first process has them."""
-    is_sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
-    return make_model(recipe, config, empty=is_sharded and parallel.rank() > 0)
 
 
 def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objective:

@@ -6,6 +6,7 @@ skips the update; `UnusableSteps` learns of it when the log is written.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -36,35 +37,24 @@ class StepResult(NamedTuple):
     """Norm of the gradient before clipping; if it is not finite, nothing was updated."""
 
 
+@dataclass
 class Stepper:
-    """Takes the steps of a run.
+    """Takes the steps of a run."""
 
-    Args:
-        recipe: the recipe.
-        objective: the model and the terms, after `parallel.parallelize`.
-        optimizer: optimizer of the objective's parameters.
-        average: averaged weights by parameter name, updated in place; empty = none.
-        device: device of this process.
-        bfloat16: whether forward passes run under autocast to bfloat16.
-    """
+    recipe: Recipe
+    objective: Objective
+    """The model and the terms, after `parallel.parallelize`."""
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor]
+    """Averaged weights by parameter name, updated in place; empty = none."""
+    device: torch.device
+    """Device of this process."""
+    bfloat16: bool
+    """Whether forward passes run under autocast to bfloat16."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        average: Mapping[str, Tensor],
-        device: torch.device,
-        bfloat16: bool,
-    ) -> None:
-        self.recipe = recipe
-        self.objective = objective
-        self.parallelized: nn.Module = objective
+    def __post_init__(self) -> None:
+        self.parallelized: nn.Module = self.objective
         """The objective, wrapped for all processes if it is not sharded."""
-        self.optimizer = optimizer
-        self.average = average
-        self.device = device
-        self.bfloat16 = bfloat16
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number ``step``, from 1 on, over this process's part of its batches."""
@@ -77,18 +67,14 @@ class Stepper:
         self._update(grad_norm)
         return StepResult(losses, grad_norm)
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch by name."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.parallelized(batch.to(self.device))
-
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, batch in enumerate(batches, start=1):
             with parallel.no_sync(self.parallelized, last=number == len(batches)):
-                batch_losses = self._losses(batch)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    batch_losses = self.parallelized(batch.to(self.device))
                 batch_losses["loss"].backward()
             parallel.free_gathered(self.parallelized)
             losses.append(batch_losses)
