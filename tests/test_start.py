@@ -69,10 +69,13 @@ def test_embedding_and_searching_load_no_training_package(samples, random_folder
 import onepeace, onepeace.cli
 model = onepeace.load({str(random_folder)!r})
 model.encode_text(["a dog"]), model.encode_image([{dog!r}]), model.encode_audio([{bark!r}])
-onepeace.cli.main(["search", {dog!r}, "--text", "a", "--no-index", "--model", {str(random_folder)!r}])
+for options in (["--no-index"], ["--top", "1"]):
+    command = ["search", {str(samples / "images")!r}, "--text", "a", *options, "--model", {str(random_folder)!r}]
+    assert onepeace.cli.main(command) == 0
 """)
     assert "torch" in loaded
     assert not loaded & {"transformers", "timm", "open_clip", "webdataset", "torchvision", "matplotlib", "sklearn"}
+    assert "faiss" not in loaded
     # torch's compiler, which takes longer to import than torch, and what it needs.
     assert "sympy" not in loaded
 

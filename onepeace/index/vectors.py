@@ -246,12 +246,12 @@ class Matrix:
     @cached_property
     def lists(self) -> Any:
         """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
-        faiss = _faiss()
-        if self._lists_about is None or not self.is_mapped or faiss is None:
+        if self._lists_about is None or not self.is_mapped or _faiss() is None:  # a small index imports no FAISS
             return None
         if _about_lists(self._lists_path, self.store.embed_dim) != self._lists_about:
             log.warning(LOST, self._lists_path, update_again(self.store.folder))
             return None
+        faiss = _faiss()
         lists = faiss.read_index(os.fspath(self._lists_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0  # to start 32 threads takes 1 ms a query
         return lists
