@@ -22,6 +22,8 @@ Model: TypeAlias = Union[str, os.PathLike[str], "Embedder"]
 """Name of a model (see `onepeace.load`), or a model."""
 FOREIGN = "foreign"
 """Entry of the metadata of an index whose model cannot be loaded by its name."""
+INCOMPLETE = "problem IS NULL AND id NOT IN (SELECT file FROM vectors) OR id NOT IN (SELECT file FROM words)"
+"""SQL condition for files that lack vectors or words."""
 
 
 def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
@@ -134,5 +136,8 @@ def _faults(store: Store) -> Iterator[str]:
     number = len(store.select("PRAGMA foreign_key_check"))
     if number:
         yield f"rows that belong to no file: {number}"
+    number = store.count(INCOMPLETE)
+    if number:
+        yield f"files without their vectors or words: {number}"
     for (name,) in store.select("SELECT name FROM blobs"):
         store.blob(name)

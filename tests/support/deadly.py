@@ -19,12 +19,12 @@ class _Deadly(Embedder):
         from onepeace.embed.encode import Embedded, Windows
 
         for index, result in enumerate(super().stream(self._read(values))):
-            if result.error:
-                yield Embedded(index, result.name, error=result.error)
+            if result.windows is None:
+                yield Embedded(index, "", error=UserError(result.reason))
             else:
                 vectors = torch.from_numpy(result.windows.vectors)
                 windows = Windows(vectors, result.windows.starts, result.windows.ends)
-                yield Embedded(index, result.name, vectors[0], windows)
+                yield Embedded(index, "", vectors[0], windows)
 
     def _read(self, values):
         for value in values:
