@@ -14,7 +14,7 @@ class Card(NamedTuple):
     memory: int
     """Bytes."""
     bandwidth: float
-    """Of the memory."""
+    """Bytes a second, between the memory and the processors of the card."""
     link: float
     """NVLink, to the other GPUs of the machine."""
     network: float

@@ -197,7 +197,7 @@ class Source:
         self.drawn = 0
         """Number of samples that were drawn in this process, with broken ones, since somebody set it to 0."""
         self.lost: list[Lost] = []
-        """What was lost in this process, until somebody empties the list."""
+        """Samples and shards lost in this process, until somebody empties the list."""
 
     def open(self, number: int) -> Candidates:
         """The samples of a shard that this source uses.

@@ -71,7 +71,7 @@ class Sample:
     start: float
     end: float
     tensor: Tensor
-    """What the model reads, and in its place the (E,) vector once that is there."""
+    """Input of the model, replaced by its (E,) vector once that is there."""
 
 
 @dataclass(eq=False)

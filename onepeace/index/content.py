@@ -59,7 +59,7 @@ class Reading:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What differs after a file was written, or another one got its name; the inode is left out, as some network file
+    """Facts that differ after a file was written, or another got its name; the inode is left out, as some network file
     systems number files anew at every look."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -221,7 +221,7 @@ def _window_options(embedder: "Embedder") -> dict[str, Any]:
 
 
 def _file_of(result: Any, reading: Reading, video: Video | None) -> Known:
-    """What the model says of a file."""
+    """Vectors of a file and notes about it, or the problem with it."""
     notes = ["digital silence"] if result.is_silent else []
     if video is not None:
         notes += video.troubles

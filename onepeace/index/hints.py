@@ -82,12 +82,7 @@ def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bo
     words = [piece.strip(MARKS) for piece in text.split()]
     corrections: dict[str, str] = {}
     others = []
-    for word in words if vocabulary else ():
-        is_name = word != word.lower()
-        if is_name or not word.isalpha() or (word.isascii() and len(word) < SHORTEST):
-            continue
-        if _is_known(word, vocabulary) or occurs(word):
-            continue
+    for word in _unknown_words(words, vocabulary, occurs) if vocabulary else ():
         correction = _correction(word, vocabulary)
         if correction is not None:
             corrections[word] = correction
@@ -103,6 +98,16 @@ def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bo
     return Hints((*lines, _unknown(others)) if is_unknown else lines, suggestion)
 
 
+def _unknown_words(words: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Iterator[str]:
+    """Words that the vocabulary does not have and no file has; names and short words are left out."""
+    for word in words:
+        is_name = word != word.lower()
+        if is_name or not word.isalpha() or (word.isascii() and len(word) < SHORTEST):
+            continue
+        if not _is_known(word, vocabulary) and not occurs(word):
+            yield word
+
+
 def _unknown(words: Sequence[str]) -> str:
     listed = " and ".join(f'"{word}"' for word in words)
     return f"the model may not know {listed}, and it may know only English"
@@ -114,7 +119,7 @@ def _is_known(word: str, vocabulary: Vocabulary) -> bool:
 
 
 def _stems(word: str) -> Iterator[str]:
-    """What a word may be made of by one ending."""
+    """Words to which one ending may have been added."""
     for ending in ENDINGS:
         stem = word.removesuffix(ending)
         if stem != word and len(stem) >= SHORTEST_STEM:

@@ -37,7 +37,7 @@ CACHED_MASKS = 16
 OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of")
 """Cached properties that are computed from the vectors."""
 OF_MODEL = ("embedder", "text_branch", "_vocabulary")
-"""Those that depend on the model, and are dropped when the index has been built anew with another one."""
+"""Cached properties that depend on the model, and are dropped when the index has been built anew with another one."""
 
 
 class Index:

@@ -260,7 +260,7 @@ class Allowed(NamedTuple):
     """Number of files with such a row."""
 
     def only(self, matrix: Matrix, rows: np.ndarray) -> "Allowed":
-        """Those of them that are among other rows, (n,) bool; to count their files takes 3 ms for a million rows."""
+        """Rows that are also among others, (n,) bool; to count their files takes 3 ms for a million rows."""
         both = rows if self.rows is None else self.rows & rows
         _, file_of_row = matrix.files
         return Allowed(both, int(np.count_nonzero(np.bincount(file_of_row[both]))))

@@ -54,7 +54,7 @@ class InertObject:
 
 
 def _inert(name: str) -> Callable[..., Any]:
-    """What takes the place of a class or function of a trainer; UserError for any other."""
+    """Stand-in for a class or function of a trainer; UserError for any other."""
     if name not in INERT and not name.startswith(INERT_PACKAGES):
         raise UserError(f"it holds {name[:100]!r}, which is neither tensor nor plain value")
     return _stand_in(name)
@@ -77,7 +77,7 @@ def _tensor(storage: Any, *place: Any) -> torch.Tensor:
 
 
 def _embedded(content: bytes) -> Any:
-    """What torch.save wrote into a bare pickle: the numbers of a tensor."""
+    """Numbers of a tensor, which torch.save wrote into a bare pickle."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
