@@ -20,6 +20,8 @@ DIGEST_LINE = hashlib.sha256().digest_size * 2 + 1
 ALIGNED = 64
 """Bytes to which the arrays are aligned."""
 CHUNK = 1 << 20
+ROWS = 1 << 13
+"""Read at once of an array that is written."""
 
 
 class Derived(NamedTuple):
@@ -64,7 +66,8 @@ def _content(header: bytes, arrays: Iterable[np.ndarray]) -> Iterator[Any]:
     """Yield the parts of a file after its digest."""
     yield header
     for array in arrays:
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, len(array), ROWS):
+            yield np.ascontiguousarray(array[start : start + ROWS]).reshape(-1).view(np.uint8)
         yield bytes(_aligned(array.nbytes) - array.nbytes)
     yield bytes(ALIGNED)  # nothing at all could not be mapped
 

@@ -223,7 +223,7 @@ class Index:
             matrix = self.matrix
         ids, file_of_row = matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
-        np.add.at(sums, file_of_row, matrix.vectors)
+        np.add.at(sums, file_of_row, matrix.vectors[:])
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         sums /= np.maximum(lengths, 1e-12)
         return [items[file_id] for file_id in ids.tolist()], sums

@@ -3,24 +3,21 @@
 The vectors are mapped from a file that is copied from the database, so that none is read when an index is opened:
 
     vectors-TOKEN.bin   the vectors by ascending id, and what each is of: `COLUMNS` (files/derived.py)
-    lists-TOKEN.faiss   from `LARGE` vectors on, if FAISS is installed (extra `index`): inverted lists (Johnson et al.,
-                        arXiv 1702.08734), which propose candidates that are compared exactly
+    lists-TOKEN.faiss   from `LARGE` vectors on, if FAISS is installed: `Lists`
 
-The database has their token and state; the digest of a file up to `VERIFIED` bytes is compared when it is opened, that
-of a larger one by `index check` and `index update`. Until a writer has copied its changes, readers take them from the
-database, and do without the lists.
+The database has the token and the state of the former; the digest of a file up to `VERIFIED` bytes is compared when it
+is opened, that of a larger one by `index check` and `index update`. Until a writer has copied its changes, readers take
+them from the database.
 """
 
-import hashlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +28,7 @@ from onepeace.files.atomic import sync
 from onepeace.files.derived import read_derived, write_derived
 from onepeace.index.database import VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
+from onepeace.index.lists import Lists, ListsFile, faiss, write_lists
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ log = logging.getLogger(__name__)
 COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality": "i1"}
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
-DERIVED = "derived"
+DERIVED = "derived_files"
 """Entry of the metadata with the token of the files, the state of the vectors in them, and what the lists are."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
@@ -46,11 +44,8 @@ READ = 1 << 13
 """Vectors read from the database, or added to lists, at once."""
 LARGE = 250_000
 """Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
-LISTS = 1024
-PROBED = 32
-"""Lists, and those that a query is compared with."""
-TRAINED = 100_000
-"""Vectors that the centroids of the lists are found with."""
+UNLISTED = 0.02
+"""Share of vectors, new or removed since the lists were made, above which these are made anew: a minute a million."""
 LISTED = 2
 """Candidates requested of the lists per vector wanted, as these have a byte a number."""
 CANDIDATES = 10
@@ -105,45 +100,70 @@ def derived(folder: Path) -> list[Path]:
     return sorted([*folder.glob("vectors-*.bin"), *folder.glob("lists-*.faiss")])
 
 
-def remove_derived(folder: Path, but: str = "") -> None:
-    """Remove the files that are derived from the vectors, except those of a token."""
+def remove_derived(folder: Path, but: Collection[str] = ()) -> None:
+    """Remove the files that are derived from the vectors, except those with some names."""
     for path in derived(folder):
-        if path.stem.partition("-")[2] != but:
+        if path.name not in but:
             path.unlink(missing_ok=True)
 
 
-def _about(store: Store) -> dict[str, Any]:
-    """The entry `DERIVED` of the metadata; its token is empty if there are no files."""
-    about: dict[str, Any] = json.loads(store.meta.get(DERIVED, '{"token": "", "state": "", "lists": null}'))
-    return about
+class _Files(NamedTuple):
+    """The entry `DERIVED` of the metadata: the derived files of an index."""
+
+    token: str = ""
+    """Of the vectors; empty if there is no file."""
+    state: str = ""
+    """That of the index whose vectors they are, `vectors_state`."""
+    lists: ListsFile | None = None
+
+    @classmethod
+    def of(cls, store: Store) -> "_Files":
+        files = cls(**json.loads(store.meta.get(DERIVED, "{}")))
+        return files._replace(lists=files.lists and ListsFile(*files.lists))
+
+    def vectors_in(self, folder: Path) -> Path:
+        return folder / f"vectors-{self.token}.bin"
+
+    def names(self) -> set[str]:
+        return {self.vectors_in(Path()).name, self.lists.name if self.lists else ""}
 
 
-def _paths(folder: Path, token: str) -> tuple[Path, Path]:
-    """Names of the derived files of a token."""
-    return folder / f"vectors-{token}.bin", folder / f"lists-{token}.faiss"
+class _Changed:
+    """Rows that are left of an array, and those added to it, as one array that is copied only where it is read.
 
-
-def _about_lists(path: Path, embed_dim: int) -> dict[str, Any] | None:
-    """Size of a file of lists, and digest of what it has before the vectors in it; None if there is none.
-
-    FAISS reads beyond the end of a file that is cut off, or whose head is damaged; damage elsewhere only costs
-    candidates.
+    Args:
+        old: (m, E).
+        kept: (k,) int64, ascending: those of its rows that are left.
+        added: (a, E).
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))
-            return {"size": os.fstat(file.fileno()).st_size, "head": hashlib.sha256(head).hexdigest()}
-    except FileNotFoundError:
-        return None
 
+    def __init__(self, old: np.ndarray, kept: np.ndarray, added: np.ndarray) -> None:
+        self.old = old
+        self.kept = kept
+        self.added = added
+        self.dtype = old.dtype
+        self.shape = (len(kept) + len(added), old.shape[1])
+        self.nbytes = old.itemsize * self.shape[0] * self.shape[1]
 
-@cache
-def _faiss() -> Any:
-    """The module faiss; None if it is not installed."""
-    try:
-        return import_module("faiss")
-    except ImportError:
-        return None
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if not isinstance(rows, slice):
+            return self._gathered(rows)
+        first, end, _ = rows.indices(len(self))
+        olds = self.kept[first:end]
+        if len(olds) and len(olds) == end - first == olds[-1] - olds[0] + 1:
+            return self.old[olds[0] : olds[-1] + 1]
+        news = slice(max(0, first - len(self.kept)), max(0, end - len(self.kept)))
+        return np.concatenate([self.old[olds], self.added[news]])
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        is_added = rows >= len(self.kept)
+        found = np.empty((len(rows), self.shape[1]), self.dtype)
+        found[~is_added] = self.old[self.kept[rows[~is_added]]]
+        found[is_added] = self.added[rows[is_added] - len(self.kept)]
+        return found
 
 
 class Matrix:
@@ -153,7 +173,7 @@ class Matrix:
         store: open for reading, in a context in which all reads see one state.
 
     Attributes:
-        vectors: (n, E) float32, unit rows.
+        vectors: (n, E) float32, unit rows; read by slices and arrays of rows.
         columns: `COLUMNS` (n,), of them
         id: (n,) int64, ascending;
         file: (n,) int64: the id of the file of each row;
@@ -163,18 +183,17 @@ class Matrix:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        about = _about(store)
-        path, self._lists_path = _paths(store.folder, about["token"])
-        self._lists_about = about["lists"]
+        self.in_files = _Files.of(store)
+        path = self.in_files.vectors_in(store.folder)
         self.columns = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
-        self.vectors = np.empty((0, store.embed_dim), VECTOR)
-        content = read_derived(path, about["token"], most_checked=VERIFIED)
+        self.vectors: Any = np.empty((0, store.embed_dim), VECTOR)
+        content = read_derived(path, self.in_files.token, most_checked=VERIFIED)
         if content is not None:
             self.columns = {name: content.arrays[name] for name in COLUMNS}
             self.vectors = content.arrays["vectors"]
-        elif about["token"]:
+        elif self.in_files.token:
             log.warning(LOST, path, update_again(store.folder))
-        self.is_mapped = content is not None and about["state"] == vectors_state(store)
+        self.is_mapped = content is not None and self.in_files.state == vectors_state(store)
         if not self.is_mapped:
             self._read_changes()
         self.id = self.columns["id"]
@@ -186,12 +205,12 @@ class Matrix:
         ids = self.columns["id"]
         last = int(ids[-1]) if len(ids) else 0
         kept_ids = self.store.select("SELECT id FROM vectors WHERE id <= ?", (last,))
-        is_kept = np.isin(ids, np.array(kept_ids, np.int64))
+        kept = np.flatnonzero(np.isin(ids, np.array(kept_ids, np.int64)))
         added = [*read(self.store, last)]
-        self.vectors = np.concatenate([self.vectors[is_kept], *(vectors for _, vectors in added)])
+        self.vectors = _Changed(self.vectors, kept, np.concatenate([vectors for _, vectors in added]))
         columns = {}
         for name, column in self.columns.items():
-            columns[name] = np.concatenate([column[is_kept], *(rows[name] for rows, _ in added)])
+            columns[name] = np.concatenate([column[kept], *(rows[name] for rows, _ in added)])
         self.columns = columns
 
     def __len__(self) -> int:
@@ -244,33 +263,24 @@ class Matrix:
         return neighbours
 
     @cached_property
-    def lists(self) -> Any:
-        """The lists over the rows, opened by FAISS; None if there are none, or FAISS is not installed."""
-        if self._lists_about is None or not self.is_mapped or _faiss() is None:  # a small index imports no FAISS
+    def lists(self) -> Lists | None:
+        """None if there are none, or FAISS is not installed."""
+        file, folder = self.in_files.lists, self.store.folder
+        if file is None or faiss() is None:  # a small index imports no FAISS
             return None
-        if _about_lists(self._lists_path, self.store.embed_dim) != self._lists_about:
-            log.warning(LOST, self._lists_path, update_again(self.store.folder))
+        if not file.is_intact(folder, self.store.embed_dim):
+            log.warning(LOST, folder / file.name, update_again(folder))
             return None
-        faiss = _faiss()
-        lists = faiss.read_index(os.fspath(self._lists_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0  # to start 32 threads takes 1 ms a query
-        return lists
+        return Lists(folder, file)
 
-    def listed(self, query: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray:
-        """Rows that the lists propose; none without lists.
-
-        Args:
-            wanted: (n,) bool, rows of which the best are asked for.
-        """
+    def needs_lists(self) -> bool:
+        """Whether lists would help, and there are none or too much has changed since they were made."""
+        if len(self) < LARGE or faiss() is None:
+            return False
         if self.lists is None:
-            return np.empty(0, np.int64)
-        faiss = _faiss()
-        parameters = faiss.SearchParametersIVF(nprobe=PROBED)
-        if not wanted.all():
-            parameters.sel = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-        with one_blas_thread():
-            _, (rows,) = self.lists.search(query[None], count, params=parameters)
-        return rows[rows >= 0]
+            return True
+        num_changed = len(self) + len(self.lists) - 2 * self.lists.num_rows(self.id)
+        return num_changed > UNLISTED * len(self)
 
 
 def _seconds(value: np.float64) -> float | None:
@@ -318,7 +328,9 @@ class _Search:
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
         if self.service is None:
-            return self.matrix.listed(self.query, LISTED * self.count, wanted)
+            if self.matrix.lists is None:
+                return np.empty(0, np.int64)
+            return self.matrix.lists.propose(self.query, LISTED * self.count, self.matrix.id, wanted)
         ids = self.service.candidates(self.query, CANDIDATES * self.count, code)
         return np.empty(0, np.int64) if ids is None else np.flatnonzero(wanted & np.isin(self.matrix.id, ids))
 
@@ -361,62 +373,38 @@ def keep(store: Store) -> None:
         remove_derived(store.folder)
     matrix = Matrix(store)
     try:
-        if not matrix.is_mapped or (matrix.lists is None and len(matrix) >= LARGE and _faiss() is not None):
+        if not matrix.is_mapped or matrix.needs_lists():
             _write(matrix)
     except OSError as error:
         log.warning("%s: the vectors cannot be copied (%s); searching takes longer", store.folder, one_line(error))
     finally:
-        remove_derived(store.folder, but=_about(store)["token"])
+        remove_derived(store.folder, but=_Files.of(store).names())
 
 
 def faults(store: Store) -> Iterator[str]:
     """Yield one line for each derived file that is not what was written; reads all of them."""
-    about = _about(store)
-    path, lists_path = _paths(store.folder, about["token"])
-    if about["token"] and read_derived(path, about["token"]) is None:
-        yield f"{path.name} is not what was written"
-    if about["lists"] and about["lists"] != _about_lists(lists_path, store.embed_dim):
-        yield f"{lists_path.name} is not what was written"
+    files = _Files.of(store)
+    if files.token and read_derived(files.vectors_in(store.folder), files.token) is None:
+        yield f"{files.vectors_in(store.folder).name} is not what was written"
+    if files.lists and not files.lists.is_intact(store.folder, store.embed_dim):
+        yield f"{files.lists.name} is not what was written"
 
 
 def _write(matrix: Matrix) -> None:
-    """Write the derived files, and then their token to the database.
+    """Write the derived files, and then their names to the database.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     store = matrix.store
-    token = secrets.token_hex(8)
-    path, lists_path = _paths(store.folder, token)
-    write_derived(path, token, {"vectors": matrix.vectors, **matrix.columns})
+    lists = write_lists(store.folder, matrix.id, matrix.vectors) if matrix.needs_lists() else matrix.in_files.lists
+    files = _Files(secrets.token_hex(8), vectors_state(store), lists)
+    path = files.vectors_in(store.folder)
+    write_derived(path, files.token, {"vectors": matrix.vectors, **matrix.columns})
     sync(path)
-    if len(matrix) >= LARGE:
-        _write_lists(matrix.vectors, lists_path)
     sync(store.folder)
-    about = {"token": token, "state": vectors_state(store), "lists": _about_lists(lists_path, store.embed_dim)}
     with store.transaction():
-        store.meta[DERIVED] = json.dumps(about)
-
-
-def _write_lists(vectors: np.ndarray, path: Path) -> None:
-    """Write inverted lists over all rows, whose numbers are those of the rows, if FAISS is installed."""
-    faiss = _faiss()
-    if faiss is None:
-        log.info("%s: faiss is not installed, so every vector is compared (extra index)", path.parent)
-        return
-    count, embed_dim = vectors.shape
-    chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
-    byte = faiss.ScalarQuantizer.QT_8bit
-    centroids = faiss.IndexFlatIP(embed_dim)
-    lists = faiss.IndexIVFScalarQuantizer(centroids, embed_dim, LISTS, byte, faiss.METRIC_INNER_PRODUCT)
-    lists.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
-    for start in range(0, count, READ):
-        lists.add(np.ascontiguousarray(vectors[start : start + READ]))
-    try:
-        faiss.write_index(lists, os.fspath(path))
-    except RuntimeError as error:
-        raise OSError(one_line(error)) from error
-    sync(path)
+        store.meta[DERIVED] = json.dumps(files._asdict())
 
 
 def is_as_stored(store: Store) -> bool:

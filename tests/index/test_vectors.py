@@ -8,7 +8,7 @@ import pytest
 from support.indexes import add, fabricate, unit
 
 from onepeace.files import derived as derived_files
-from onepeace.index import check, vectors
+from onepeace.index import check, lists, vectors
 from onepeace.index.database import DATABASE, Store
 from onepeace.index.items import Item
 from onepeace.index.vectors import Matrix, derived, keep
@@ -193,21 +193,63 @@ def large(tmp_path, monkeypatch):
     """An index with inverted lists."""
     pytest.importorskip("faiss")
     monkeypatch.setattr(vectors, "LARGE", 1000)
-    monkeypatch.setattr(vectors, "LISTS", 64)
-    monkeypatch.setattr(vectors, "PROBED", 24)
+    monkeypatch.setattr(lists, "LISTS", 64)
+    monkeypatch.setattr(lists, "PROBED", 24)
     return fabricate(tmp_path / "index", files(3000))
 
 
-def test_lists_propose_candidates_that_are_compared_exactly(large):
-    with closing(Store(large)) as store:
-        assert Matrix(store).lists.ntotal == 3000
-    num_hits = 0
+def recall(folder, mask_of=no_mask):
+    """Share of the nearest rows that are found."""
+    num_hits = num_wanted = 0
     for seed in range(5):
-        candidates = nearest(large, query_of(seed), 10)
-        for modality, paths in plain_nearest(large, query_of(seed), 10).items():
+        candidates = nearest(folder, query_of(seed), 10, mask_of)
+        for modality, paths in plain_nearest(folder, query_of(seed), 10, mask_of).items():
             num_hits += len({*paths} & {*candidates[modality]})
+            num_wanted += len(paths)
+    return num_hits / num_wanted
 
-    assert num_hits / (5 * 10 * len(MODALITIES)) > 0.95
+
+def num_listed(folder):
+    with closing(Store(folder)) as store:
+        matrix = Matrix(store)
+        return len(matrix.lists), matrix.lists.num_rows(matrix.id)
+
+
+def test_lists_propose_candidates_that_are_compared_exactly(large):
+    assert num_listed(large) == (3000, 3000)
+    assert recall(large) > 0.95
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("removed", [[], [1, 2, 700, 1500]])
+def test_lists_are_used_on_after_an_update(large, removed, is_kept):
+    lists_before = [*large.glob("lists-*")]
+    change(large, files(40, seed=1), removed)
+    if is_kept:
+        keep_matrix(large)
+
+    assert num_listed(large) == (3000, 3000 - len(removed))
+    assert [*large.glob("lists-*")] == lists_before
+    assert check(large).ok
+    for mask_of in (no_mask, is_even):
+        assert recall(large, mask_of) > 0.95
+
+
+def test_new_vectors_are_found_before_they_are_in_the_lists(large):
+    (item, vector), *_ = files(1, seed=1)
+    change(large, [(item, vector)])
+    keep_matrix(large)
+
+    assert nearest(large, unit(vector), 1)[item.modality] == [item.path]
+
+
+def test_lists_are_made_anew_once_they_lack_too_much(large):
+    lists_before = [*large.glob("lists-*")]
+    change(large, files(100, seed=1), removed=[1])
+    keep_matrix(large)
+
+    assert num_listed(large) == (3099, 3099)
+    assert [*large.glob("lists-*")] != lists_before
 
 
 def test_lists_propose_only_what_is_allowed(large):
@@ -232,17 +274,16 @@ def test_damaged_lists_are_not_used_until_update_writes_them_again(large, damage
 
     keep_matrix(large)
     with closing(Store(large)) as store:
-        assert Matrix(store).lists.ntotal == 3000
+        assert len(Matrix(store).lists) == 3000
     assert check(large).ok
 
 
 def test_update_makes_lists_once_faiss_is_installed(large, monkeypatch):
     with monkeypatch.context() as without:
-        without.setattr(vectors, "_faiss", lambda: None)
-        change(large, files(1, seed=1))
-        keep_matrix(large)
-        assert not [*large.glob("lists-*")]
+        without.setattr(vectors, "faiss", lambda: None)
+        folder = fabricate(large.parent / "other", files(1000))
+        assert not [*folder.glob("lists-*")]
 
-    keep_matrix(large)
+    keep_matrix(folder)
 
-    assert [*large.glob("lists-*")]
+    assert [*folder.glob("lists-*")]

@@ -1,0 +1,128 @@
+"""Inverted lists of the vectors of a large index (Johnson et al., arXiv 1702.08734), in FAISS's own file.
+
+They propose candidates, which are compared exactly (vectors.py), and are mapped, so that none is read when an index is
+opened. They have the ids of vectors: after an update they are used on, and what they do not have yet is compared too.
+"""
+
+import hashlib
+import logging
+import os
+import secrets
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onepeace.errors import one_line
+from onepeace.files.atomic import sync
+from onepeace.threads import one_blas_thread
+
+log = logging.getLogger(__name__)
+
+LISTS = 1024
+PROBED = 32
+"""Lists, and those that a query is compared with."""
+TRAINED = 100_000
+"""Vectors that the centroids of the lists are found with."""
+ADDED = 1 << 13
+"""Vectors added at once."""
+
+
+class ListsFile(NamedTuple):
+    """A file of lists, as the database of its index knows it."""
+
+    name: str
+    last: int
+    """The largest id in it."""
+    size: int
+    head: str
+    """Digest of what it has before the vectors in it: FAISS reads beyond the end of a file that is cut off, or whose
+    head is damaged; damage elsewhere only costs candidates."""
+
+    @classmethod
+    def of(cls, path: Path, last: int, embed_dim: int) -> "ListsFile":
+        """Raises OSError: it cannot be read."""
+        with open(path, "rb") as file:
+            head = file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))
+            return cls(path.name, last, os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest())
+
+    def is_intact(self, folder: Path, embed_dim: int) -> bool:
+        """Whether the file is what was written."""
+        try:
+            return self.of(folder / self.name, self.last, embed_dim) == self
+        except FileNotFoundError:
+            return False
+
+
+@cache
+def faiss() -> Any:
+    """The module faiss; None if it is not installed (extra `index`)."""
+    try:
+        return import_module("faiss")
+    except ImportError:
+        return None
+
+
+class Lists:
+    """Lists that are open for reading, of an intact file."""
+
+    def __init__(self, folder: Path, file: ListsFile) -> None:
+        flags = faiss().IO_FLAG_MMAP | faiss().IO_FLAG_READ_ONLY
+        self._lists = faiss().read_index(os.fspath(folder / file.name), flags)
+        # to start 32 threads takes 1 ms a query
+        faiss().downcast_InvertedLists(self._lists.invlists).prefetch_nthread = 0
+        self._last = file.last
+
+    def __len__(self) -> int:
+        return int(self._lists.ntotal)
+
+    def num_rows(self, ids: np.ndarray) -> int:
+        """Number of ascending ids that may be in the lists, which are the first ones."""
+        return int(np.searchsorted(ids, self._last, "right"))
+
+    def propose(self, query: np.ndarray, count: int, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Rows that may be near a query, and those that are not in the lists.
+
+        Args:
+            query: (E,) float32, a unit vector.
+            count: number of rows asked of the lists.
+            ids: (n,) int64, ascending.
+            wanted: (n,) bool, rows of which the best are asked for.
+        """
+        listed = self.num_rows(ids)
+        is_wanted = np.zeros(self._last + 1, bool)
+        has_gaps = listed == 0 or ids[listed - 1] - ids[0] >= listed
+        places = ids[:listed] if has_gaps else slice(ids[0], ids[0] + listed)  # 3 ms faster for a million
+        is_wanted[places] = wanted[:listed]
+        selector = faiss().IDSelectorBitmap(np.packbits(is_wanted, bitorder="little"))
+        parameters = faiss().SearchParametersIVF(sel=selector, nprobe=PROBED)
+        with one_blas_thread():
+            _, (found,) = self._lists.search(query[None], count, params=parameters)
+        unlisted = listed + np.flatnonzero(wanted[listed:])
+        return np.concatenate([np.searchsorted(ids, found[found >= 0]), unlisted])
+
+
+def write_lists(folder: Path, ids: np.ndarray, vectors: Any) -> ListsFile:
+    """Write lists of all vectors (n, E), whose ids (n,) ascend, to a new file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    count, embed_dim = vectors.shape
+    path = folder / f"lists-{secrets.token_hex(8)}.faiss"
+    chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
+    byte = faiss().ScalarQuantizer.QT_8bit
+    centroids = faiss().IndexFlatIP(embed_dim)
+    lists = faiss().IndexIVFScalarQuantizer(centroids, embed_dim, LISTS, byte, faiss().METRIC_INNER_PRODUCT)
+    lists.train(vectors[np.sort(chosen)])
+    for start in range(0, count, ADDED):
+        block = slice(start, start + ADDED)
+        lists.add_with_ids(np.ascontiguousarray(vectors[block]), np.ascontiguousarray(ids[block]))
+    try:
+        faiss().write_index(lists, os.fspath(path))
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from error
+    sync(path)
+    return ListsFile.of(path, int(ids[-1]), embed_dim)
