@@ -82,26 +82,41 @@ class Lists:
         """Number of ascending ids that may be in the lists, which are the first ones."""
         return int(np.searchsorted(ids, self._last, "right"))
 
-    def propose(self, query: np.ndarray, count: int, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def select(self, ids: np.ndarray, wanted: np.ndarray) -> "Selection":
+        """Rows of which candidates may be asked.
+
+        Args:
+            ids: (n,) int64, ascending.
+            wanted: (n,) bool.
+        """
+        listed = self.num_rows(ids)
+        is_wanted = np.zeros(self._last + 1, bool)
+        is_wanted[ids[:listed]] = wanted[:listed]
+        bits = np.packbits(is_wanted, bitorder="little")
+        return Selection(ids, faiss().IDSelectorBitmap(bits), listed + np.flatnonzero(wanted[listed:]))
+
+    def propose(self, query: np.ndarray, count: int, selection: "Selection") -> np.ndarray:
         """Rows that may be near a query, and those that are not in the lists.
 
         Args:
             query: (E,) float32, a unit vector.
             count: number of rows asked of the lists.
-            ids: (n,) int64, ascending.
-            wanted: (n,) bool, rows of which the best are asked for.
         """
-        listed = self.num_rows(ids)
-        is_wanted = np.zeros(self._last + 1, bool)
-        has_gaps = listed == 0 or ids[listed - 1] - ids[0] >= listed
-        places = ids[:listed] if has_gaps else slice(ids[0], ids[0] + listed)  # 3 ms faster for a million
-        is_wanted[places] = wanted[:listed]
-        selector = faiss().IDSelectorBitmap(np.packbits(is_wanted, bitorder="little"))
-        parameters = faiss().SearchParametersIVF(sel=selector, nprobe=PROBED)
+        parameters = faiss().SearchParametersIVF(sel=selection.selector, nprobe=PROBED)
         with one_blas_thread():
             _, (found,) = self._lists.search(query[None], count, params=parameters)
-        unlisted = listed + np.flatnonzero(wanted[listed:])
-        return np.concatenate([np.searchsorted(ids, found[found >= 0]), unlisted])
+        return np.concatenate([np.searchsorted(selection.ids, found[found >= 0]), selection.unlisted])
+
+
+class Selection(NamedTuple):
+    """Rows that are looked for in lists; making it takes 3 ms for a million."""
+
+    ids: np.ndarray
+    """(n,) int64, of all rows."""
+    selector: Any
+    """Of FAISS, by id."""
+    unlisted: np.ndarray
+    """Those that are not in the lists."""
 
 
 def write_lists(folder: Path, ids: np.ndarray, vectors: Any) -> ListsFile:

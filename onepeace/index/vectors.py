@@ -28,7 +28,7 @@ from onepeace.files.atomic import sync
 from onepeace.files.derived import read_derived, write_derived
 from onepeace.index.database import VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
-from onepeace.index.lists import Lists, ListsFile, faiss, write_lists
+from onepeace.index.lists import Lists, ListsFile, Selection, faiss, write_lists
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
@@ -273,6 +273,14 @@ class Matrix:
             return None
         return Lists(folder, file)
 
+    @cached_property
+    def selections(self) -> list[Selection]:
+        """All rows of each of `Store.modalities`."""
+        lists = self.lists
+        if lists is None:
+            return []
+        return [lists.select(self.id, self.modality == code) for code in range(len(self.store.modalities))]
+
     def needs_lists(self) -> bool:
         """Whether lists would help, and there are none or too much has changed since they were made."""
         if len(self) < LARGE or faiss() is None:
@@ -328,9 +336,12 @@ class _Search:
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
         if self.service is None:
-            if self.matrix.lists is None:
+            lists = self.matrix.lists
+            if lists is None:
                 return np.empty(0, np.int64)
-            return self.matrix.lists.propose(self.query, LISTED * self.count, self.matrix.id, wanted)
+            is_all = self.allowed is None
+            selection = self.matrix.selections[code] if is_all else lists.select(self.matrix.id, wanted)
+            return lists.propose(self.query, LISTED * self.count, selection)
         ids = self.service.candidates(self.query, CANDIDATES * self.count, code)
         return np.empty(0, np.int64) if ids is None else np.flatnonzero(wanted & np.isin(self.matrix.id, ids))
 
