@@ -54,7 +54,7 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	@echo
 	@echo "That worked; demo.html shows the last answer as a page. What to type next:"
 	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"
-	@echo "  onepeace search ~/Pictures --text 'waves on a beach'      # pictures and sounds of your own"
+	@echo "  onepeace search ~/Pictures 'waves on a beach'             # pictures and sounds of your own"
 	@echo "  pip install 'onepeace[web]' && onepeace serve $(SAMPLES) # the same in a browser"
 	@echo "  onepeace --help                                           # all it can do; README.md has the rest"
 
