@@ -152,11 +152,14 @@ class _Changed:
         if not isinstance(rows, slice):
             return self._gathered(rows)
         first, end, _ = rows.indices(len(self))
-        olds = self.kept[first:end]
-        if len(olds) and len(olds) == end - first == olds[-1] - olds[0] + 1:
-            return self.old[olds[0] : olds[-1] + 1]
-        news = slice(max(0, first - len(self.kept)), max(0, end - len(self.kept)))
-        return np.concatenate([self.old[olds], self.added[news]])
+        end = max(first, end)
+        num_kept = len(self.kept)
+        if first >= num_kept:
+            return self.added[first - num_kept : end - num_kept]
+        kept = self.kept[first:end]
+        if 0 < len(kept) == end - first == kept[-1] - kept[0] + 1:
+            return self.old[kept[0] : kept[-1] + 1]
+        return np.concatenate([self.old[kept], self.added[: max(0, end - num_kept)]])
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         is_added = rows >= len(self.kept)

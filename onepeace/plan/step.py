@@ -173,7 +173,7 @@ def measure_step(
     checkpoint = bytes_of(objective.state_dict().values()) + bytes_of(states) + average
     memory = Counter(parameters=bytes_of(objective.parameters()) // shards, optimizer=bytes_of(states) // shards)
     memory["other"] = average // shards + bytes_of(objective.buffers())
-    gathers = Gathers(objective)
+    gathers = Gathers(objective, width=2 if bfloat16 else 4)
     if shards > 1 and bfloat16:
         for parameter in objective.parameters():
             if parameter.ndim:
@@ -187,10 +187,10 @@ def measure_step(
             memory["other"] += take_passes(objective, batch.map(without_values), meter, bfloat16, gathers)
     memory += meter.peak
     if shards > 1:
-        width = 2 if bfloat16 else 4
-        memory["gathered weights"] = width * gathers.at_once(bool(recipe.run.keep_gathered))
-        gathered = len(batches) * sum(gathers.sizes.values()) if recipe.run.keep_gathered else gathers.total
-        traffic["allgather_base", Group(shards, min(shards, per_machine))] += width * gathered
+        is_kept = bool(recipe.run.keep_gathered)
+        memory["gathered weights"] = gathers.at_once(is_kept)
+        group = Group(shards, min(shards, per_machine))
+        traffic["allgather_base", group] += gathers.in_step(len(batches), is_kept)
         traffic.update(reductions(gradients * len(batches), shards, processes, per_machine))
     elif processes > 1:
         memory["gradients"] += gradients  # buckets
@@ -201,16 +201,16 @@ def measure_step(
 class Gathers:
     """What a step gathers of the sharding units of an objective: inner ones first, and the objective last."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, width: int) -> None:
         self.sizes: dict[nn.Module, int] = {}
-        """Number of parameters of each unit that no inner one has."""
+        """Bytes of each unit that no inner one has, ``width`` a parameter."""
         self.total = 0
-        """Number of parameters gathered so far, if each unit is freed after every pass."""
+        """Bytes gathered so far, if each unit is freed after every pass."""
         self.in_backward = False
         claimed: set[Tensor] = set()
         for unit in [*objective.model.sharding_units(), objective]:
             own = {parameter for parameter in unit.parameters() if parameter.ndim} - claimed
-            self.sizes[unit] = sum(parameter.numel() for parameter in own)
+            self.sizes[unit] = width * sum(parameter.numel() for parameter in own)
             claimed |= own
             unit.register_forward_pre_hook(self._count)
 
@@ -219,8 +219,12 @@ class Gathers:
         if not self.in_backward:
             self.total += self.sizes[unit] * (3 if torch.is_grad_enabled() else 1)
 
+    def in_step(self, num_batches: int, kept: bool) -> int:
+        """Bytes gathered in a step, whose units are kept to the end of a batch, or freed after every pass."""
+        return num_batches * sum(self.sizes.values()) if kept else self.total
+
     def at_once(self, kept: bool) -> int:
-        """Number of parameters that are there at once: all, or those outside of the units and the two largest."""
+        """Bytes that are there at once: all, or those outside of the units and the two largest."""
         *units, outside = self.sizes.values()
         return outside + sum(units if kept else sorted(units)[-2:])
 

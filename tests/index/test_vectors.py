@@ -188,6 +188,24 @@ def test_large_matrix_is_not_read_when_it_is_opened(index, monkeypatch):
         assert matrix.is_mapped
 
 
+@pytest.mark.parametrize("num_kept", [0, 1, 5, 9])
+@pytest.mark.parametrize("num_added", [0, 3])
+def test_changed_rows_are_read_as_those_of_one_array(num_kept, num_added):
+    rng = np.random.default_rng(num_kept)
+    old, added = rng.normal(size=(9, 2)), rng.normal(size=(num_added, 2))
+    kept = np.sort(rng.choice(9, num_kept, replace=False))
+    whole = np.concatenate([old[kept], added])
+
+    changed = vectors._Changed(old, kept, added)
+
+    assert (len(changed), changed.shape, changed.nbytes) == (len(whole), whole.shape, whole.nbytes)
+    for first in range(len(whole) + 2):
+        for end in range(len(whole) + 2):
+            np.testing.assert_array_equal(changed[first:end], whole[first:end])
+    rows = rng.permutation(len(whole))
+    np.testing.assert_array_equal(changed[rows], whole[rows])
+
+
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """An index with inverted lists."""
