@@ -37,7 +37,7 @@ BLOCK = 256
 """Files that are decoded before their vectors are computed, where the model is measured alone."""
 ARCHITECTURE = "ViT-B-32"
 REACHED = (1_000, 5_000, 10_000, 15_000)
-"""Files in an index at which the costs of its build until then are printed."""
+"""Files in an index at which the costs of its build until then are printed; its pictures come first."""
 SEARCHES = 30
 COMMANDS = 5
 
@@ -252,7 +252,7 @@ def print_reached(pid: int, index: Path) -> None:
         times = process.cpu_times()
         memory = process.memory_info().rss / 2**20
         print_row(
-            "the same build, until then",
+            "its first pictures",
             wanted,
             Cost(time.perf_counter() - start, times.user + times.system, memory, ""),
         )

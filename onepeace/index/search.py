@@ -318,9 +318,8 @@ class Search:
             return []
         file_of = self.matrix.file[rows].tolist()
         in_pairs = {*itertools.chain(*pairs)}
-        items = self.store.items_of([file_of[place] for place in in_pairs])
-        kinds = {place: items[file_of[place]].modality for place in in_pairs}
-        return [(place, other) for place, other in pairs if kinds[place] == kinds[other]]
+        kinds = self.store.kinds_of({file_of[place] for place in in_pairs})
+        return [(place, other) for place, other in pairs if kinds.get(file_of[place]) == kinds.get(file_of[other])]
 
     def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
         """The hits from `offset` on, `top` of them."""
