@@ -59,14 +59,15 @@ class Cost(NamedTuple):
     output: str
 
 
-def cost_of(command: list[str], environment: dict[str, str], watch: Callable[[int], None] = lambda _: None) -> Cost:
+def cost_of(command: list[str], environment: dict[str, str], watch: Callable[[int], None] | None = None) -> Cost:
     """Run a command to its end, while another thread may watch its process.
 
     The memory of a process is at least that of the one that starts it, so this one loads no model.
     """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603 (our own)
-    threading.Thread(target=watch, args=(process.pid,), daemon=True).start()
+    if watch is not None:
+        threading.Thread(target=watch, args=(process.pid,), daemon=True).start()
     output = process.stdout.read()  # type: ignore[union-attr]
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start

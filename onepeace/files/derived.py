@@ -21,7 +21,7 @@ ALIGNED = 64
 """Bytes to which the arrays are aligned."""
 CHUNK = 1 << 20
 ROWS = 1 << 13
-"""Read at once of an array that is written."""
+"""Rows of an array that are written at once."""
 
 
 class Derived(NamedTuple):

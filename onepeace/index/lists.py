@@ -5,7 +5,6 @@ opened. They have the ids of vectors: after an update they are used on, and what
 """
 
 import hashlib
-import logging
 import os
 import secrets
 from functools import cache
@@ -18,8 +17,6 @@ import numpy as np
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
 from onepeace.threads import one_blas_thread
-
-log = logging.getLogger(__name__)
 
 LISTS = 1024
 PROBED = 32
@@ -43,7 +40,7 @@ class ListsFile(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, last: int, embed_dim: int) -> "ListsFile":
-        """Raises OSError: it cannot be read."""
+        """A file that is there; OSError if it cannot be read."""
         with open(path, "rb") as file:
             head = file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))
             return cls(path.name, last, os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest())
@@ -114,9 +111,9 @@ class Selection(NamedTuple):
     ids: np.ndarray
     """(n,) int64, of all rows."""
     selector: Any
-    """Of FAISS, by id."""
+    """FAISS's selector of ids."""
     unlisted: np.ndarray
-    """Those that are not in the lists."""
+    """Selected rows that are not in the lists."""
 
 
 def write_lists(folder: Path, ids: np.ndarray, vectors: Any) -> ListsFile:

@@ -37,11 +37,11 @@ COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality":
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
 DERIVED = "derived_files"
-"""Entry of the metadata with the token of the files, the state of the vectors in them, and what the lists are."""
+"""Entry of the metadata with the derived files, `_Files`."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
 READ = 1 << 13
-"""Vectors read from the database, or added to lists, at once."""
+"""Vectors read from the database at once."""
 LARGE = 250_000
 """Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 UNLISTED = 0.02
@@ -111,9 +111,9 @@ class _Files(NamedTuple):
     """The entry `DERIVED` of the metadata: the derived files of an index."""
 
     token: str = ""
-    """Of the vectors; empty if there is no file."""
+    """Token of the file of vectors; empty if there is none."""
     state: str = ""
-    """That of the index whose vectors they are, `vectors_state`."""
+    """State of the vectors in it, `vectors_state`."""
     lists: ListsFile | None = None
 
     @classmethod
@@ -411,6 +411,8 @@ def _write(matrix: Matrix) -> None:
         OSError: the disk is full or not writable.
     """
     store = matrix.store
+    if len(matrix) >= LARGE and faiss() is None:
+        log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
     lists = write_lists(store.folder, matrix.id, matrix.vectors) if matrix.needs_lists() else matrix.in_files.lists
     files = _Files(secrets.token_hex(8), vectors_state(store), lists)
     path = files.vectors_in(store.folder)
