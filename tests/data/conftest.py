@@ -2,8 +2,16 @@ import pytest
 from support.batches import SIZE, pictures, sounds
 from support.small_shards import write_tar
 
+from onepeace.data import shard
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.tokenizer import train_bpe
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(shard, "READ_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(shard, "FETCH_PAUSES", (0.0, 0.0))
+    shard.forget_open_files()
 
 
 @pytest.fixture(scope="module")

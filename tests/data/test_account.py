@@ -13,12 +13,6 @@ from onepeace.data.steps import Account
 from onepeace.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0, 0.0))
-    shard_module.forget_open_files()
-
-
 def write(folder, counts, incomplete=()):
     """Shards 0, 1, ... with so many pictures; of the numbers in ``incomplete`` there is only the caption."""
     first = 0

@@ -8,7 +8,6 @@ import pytest
 from support.batches import picture, pictures
 from support.small_shards import write_tar
 
-from onepeace.data import shard as shard_module
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.source import Source, expand, read_source
 from onepeace.data.write import new_shards
@@ -83,8 +82,7 @@ def test_source_of_which_too_much_is_broken_stops(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_shard_that_is_cut_short_is_lost_with_all_its_samples(tmp_path, caplog, monkeypatch, name):
-    monkeypatch.setattr(shard_module, "READ_PAUSES", ())
+def test_shard_that_is_cut_short_is_lost_with_all_its_samples(tmp_path, caplog, name):
     path = write_tar(tmp_path / name, pictures(6))
     os.truncate(path, path.stat().st_size // 2)
     write_tar(tmp_path / "b.tar", pictures(2, first=10))

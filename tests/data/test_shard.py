@@ -17,13 +17,6 @@ from onepeace.data.source import expand
 from onepeace.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(shard_module, "FETCH_PAUSES", (0.0, 0.0))
-    shard_module.forget_open_files()
-
-
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A folder, its address over HTTP, and the requests."""

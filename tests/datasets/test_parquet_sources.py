@@ -1,13 +1,12 @@
 """Parquet files and folders of them as sources of `shards` and of a fine-tuning."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-import soundfile
-from PIL import Image
+from support.images import encoded_image, noise_pixels
 from support.small_shards import COLOURS, TONES, square, tone
+from support.sounds import encoded_sound, noise
 
 from onepeace.cli import main
 from onepeace.data.source import read_source
@@ -104,25 +103,11 @@ def test_cell_of_a_file_may_be_its_path_or_bytes(tmp_path, parquet_of, shards, w
     assert sample.inputs["image"] == PICTURES[0]
 
 
-def encoded_sound(form):
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(800), 16000, format=form)
-    return file.getvalue()
-
-
-def encoded_picture(form):
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, form)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("column", "content", "ending"),
     [
-        ("image", encoded_picture("JPEG"), ".jpg"),
-        ("image", encoded_picture("WEBP"), ".webp"),
-        ("audio", encoded_sound("FLAC"), ".flac"),
-        ("audio", encoded_sound("WAV"), ".wav"),
+        ("image", encoded_image(noise_pixels(4, 4), "JPEG"), ".jpg"),
+        ("audio", encoded_sound(noise(800), form="FLAC"), ".flac"),
     ],
 )
 @pytest.mark.parametrize("path", [None, "name.without-ending", "../../..", "a\0b"])

@@ -3,8 +3,6 @@
 `make gpu` runs these tests, and on the GPU also the steps of all recipes.
 """
 
-import math
-
 import pytest
 import torch
 from support.golden_cases import case, golden_model, place, text_batch
@@ -12,7 +10,7 @@ from support.golden_stages import STAGES, golden_step
 from support.processes import start, train
 from support.small_models import small_model
 from support.small_shards import write_shards
-from support.training import DENOISING, MODEL, logged, make_recipe, terms
+from support.training import DENOISING, MODEL, assert_same_losses, make_recipe, terms
 
 from onepeace.config import write_config
 from onepeace.model import encoder
@@ -90,21 +88,6 @@ def test_padding_beside_a_bias_equals_padding_in_it(device, monkeypatch, dtype, 
         results.append([vectors, *gradients])
     for beside, inside in zip(*results, strict=True):
         assert (beside - inside).norm() <= tolerance * max(inside.norm(), 1e-3)
-
-
-def losses_of_run(folder):
-    losses = []
-    for line in logged(folder):
-        names = [name for name in line if name == "loss" or "/" in name]
-        losses.append({name: line[name] for name in names})
-    return losses
-
-
-def assert_same_losses(folder, other, tolerance):
-    expected = losses_of_run(other)
-    assert all(math.isfinite(line["loss"]) for line in expected)
-    for losses, expected_losses in zip(losses_of_run(folder), expected, strict=True):
-        assert losses == pytest.approx(expected_losses, rel=tolerance)
 
 
 def test_resumed_run_equals_one_that_was_never_stopped(root, tmp_path):

@@ -1,31 +1,17 @@
 """Every training recipe can be planned, but for those that make their inputs of words; shrunken in depth and batch."""
 
 import re
-from pathlib import Path
 
 import pytest
+from support.recipe_files import training_recipes
+from support.training import with_slow
 
-from onepeace.config import read_yaml
 from onepeace.errors import UserError
 from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.plan.plan import make_plan
 from onepeace.train.recipe import read_recipe
 
-ROOT = Path(__file__).resolve().parents[2] / "recipes"
-
-
-def is_training(path):
-    content = read_yaml(path)
-    if "base" in content:
-        content = {**read_yaml(path.parent / content["base"]), **content}
-    is_study = "variants" in content
-    return "objective" in content and not is_study
-
-
-RECIPES = {}
-for path in sorted(ROOT.rglob("*.yaml")):
-    if is_training(path):
-        RECIPES[path.relative_to(ROOT).with_suffix("").as_posix()] = path
+RECIPES = training_recipes()
 WORDS = ("generative/ofa_", "generative/tiny_captions_cider")
 """Recipes with terms that make inputs of sentences, with the tokenizer of the data."""
 SHARDED = ["pretrain/image_text_4b", "pretrain/audio_text_4b"]
@@ -52,17 +38,10 @@ def shrunken(name):
     return read_recipe(path, overrides)
 
 
-def plannable():
-    parameters = []
-    for name in RECIPES:
-        if name.startswith(WORDS):
-            continue
-        marks = [pytest.mark.slow] if SLOW.search(name) else []
-        parameters.append(pytest.param(name, marks=marks))
-    return parameters
+PLANNABLE = [name for name in RECIPES if not name.startswith(WORDS)]
 
 
-@pytest.mark.parametrize("name", plannable())
+@pytest.mark.parametrize("name", with_slow(PLANNABLE, SLOW.search))
 def test_recipe_is_planned(name):
     recipe = shrunken(name)
     plan = make_plan(recipe, processes=2)

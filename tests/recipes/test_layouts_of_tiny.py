@@ -1,27 +1,14 @@
 """The layouts that only the recipes of the bundled model read."""
 
-import io
 import sys
 import types
+from pathlib import Path
 
-import pytest
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from support.downloads import picture
+from support.images import encoded_image
 from support.layouts import FOLDER, captions, size_of
-
-
-def drawing_set(folder, prefix, icons, chars=None, **more):
-    """A drawing set as an npm package; `chars` are names of icons by code point."""
-    bodies = {name: {"body": f"<g>{name}</g>"} for name in icons}
-    files = {
-        f"{folder}/icons.json": {"prefix": prefix, "icons": bodies, "width": 32, "height": 32, **more},
-        f"{folder}/info.json": {"prefix": prefix, "license": {"title": f"licence of {prefix}"}},
-    }
-    if chars:
-        files[f"{folder}/chars.json"] = chars
-    return files
-
 
 EMOJI = [
     {"hexcode": "1F436", "label": "dog face", "tags": ["dog", "face", "pet", "puppy"], "group": 3},
@@ -29,52 +16,39 @@ EMOJI = [
     {"hexcode": "1F3F4-200D-2620-FE0F", "label": "pirate flag", "tags": [], "group": 9},
     {"hexcode": "1F468-200D-1F466", "label": "family: man, boy", "tags": [], "group": 1},
 ]
+DRAWING_SETS = {
+    "emojibase-data/en/data.json": EMOJI,
+    "noto/icons.json": {
+        "prefix": "noto",
+        "icons": {name: {"body": name} for name in ("dog", "blood", "flag", "family")},
+        "aliases": {"b": {"parent": "blood"}},
+    },
+    "noto/info.json": {"license": {"title": "free"}},
+    "noto/chars.json": {"1f436": "dog", "1f171": "b", "1f3f4-200d-2620-fe0f": "flag", "1f468-1f466": "family"},
+    # known by the names that the other set gives
+    "fluent/icons.json": {"prefix": "fluent-emoji", "icons": {"dog": {"body": "broken"}, "unheard-of": {"body": ""}}},
+}
 
 
-def emoji():
-    """Four drawing sets: one with aliases, one without a table of code points, one that is broken, one of no emoji."""
-    codes = {"1f436": "dog-face", "1f171": "b-button", "1f3f4-200d-2620-fe0f": "flag", "1f468-1f466": "family"}
-    aliases = {"b-button": {"parent": "b-button-blood"}}
-    return {
-        "emojibase-data/en/data.json": EMOJI,
-        **drawing_set("noto", "noto", ["dog-face", "b-button-blood", "flag", "family"], codes, aliases=aliases),
-        # known by the names that another set gives
-        **drawing_set("fluent", "fluent-emoji-flat", ["dog-face", "unheard-of"]),
-        **drawing_set("twemoji", "twemoji", ["dog-face-broken"], {"1f436": "dog-face-broken"}),
-        **drawing_set("mdi", "mdi", ["dog"], {"1f436": "dog"}),
-    }
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The drawings that resvg_py was asked for."""
-    drawings = []
+def test_emoji_are_divided_by_name(prepare, monkeypatch):
+    """dog face is training data, B button validation data; a flag, a family and a man are left out."""
 
     def svg_to_bytes(svg_string, width):
-        drawings.append(svg_string)
         if "broken" in svg_string:
             raise ValueError("not SVG")
-        buffer = io.BytesIO()
-        picture(len(drawings), (width, width), "RGBA").save(buffer, "PNG")
-        return list(buffer.getvalue())
+        return encoded_image(picture(len(svg_string), (width, width), "RGBA"))
 
     monkeypatch.setitem(sys.modules, "resvg_py", types.SimpleNamespace(svg_to_bytes=svg_to_bytes))
-    return drawings
-
-
-@pytest.mark.usefixtures("drawn")
-def test_emoji_are_divided_by_name(prepare):
-    """dog face is training data, B button validation data; a flag, a family and a man are left out."""
-    shards = prepare("emoji", files=emoji())
+    shards = prepare("emoji", files=DRAWING_SETS)
 
     assert set(shards.val) == {"emoji_noto_1f171"}
     assert captions(shards.val["emoji_noto_1f171"]) == ["B button (blood type)"]
-    assert set(shards.train) == {"emoji_noto_1f436", "emoji_fluent_emoji_flat_1f436"}
+    assert set(shards.train) == {"emoji_noto_1f436"}
     dog = shards.train["emoji_noto_1f436"]
     assert captions(dog) == ["dog face", "a drawing of dog face", "dog face, an emoji", "dog face: pet, puppy"]
     assert size_of(dog) == (96, 96)
-    assert dog.about["license"] == "licence of noto"
-    assert "dog-face-broken: not SVG" in shards.err
+    assert dog.about["license"] == "free"
+    assert f"{Path('fluent/icons.json')}: dog: not SVG" in shards.err
 
 
 def test_openclipart_titles_are_without_authors(prepare):

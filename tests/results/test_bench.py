@@ -1,5 +1,6 @@
 """`python docs/results/bench.py` measures what it says; how fast that is, is nobody's promise."""
 
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -22,12 +23,6 @@ SHRUNKEN = [
 ]
 
 
-def measure_encoding(size, batch):
-    """Rows by modality."""
-    rows = bench_encode([str(size)], [torch.bfloat16], CPU, 0, batch)
-    return {row["modality"]: row for row in rows}
-
-
 def assert_interval(interval):
     assert 0 < interval["low"] <= interval["median"] <= interval["high"]
 
@@ -47,24 +42,14 @@ def test_candidates_take_turns():
     assert turns == ["a", "b"] * (MIN_ROUNDS + 1)  # one round of warm-up
 
 
-def test_rows_of_encoding(random_folder):
-    rows = measure_encoding(random_folder, batch=3)
-    num_tokens = {key: row["tokens"] for key, row in rows.items()}
-    assert num_tokens == {"text": 15, "image": 5, "audio": 64}
-    for row in rows.values():
-        assert row["dtype"] == "bfloat16"
-        assert row["batch"] == 3
-        assert row["baseline"] is None
-        for name in ("items_per_second", "limit_gflops", "fraction_of_limit"):
-            assert_interval(row[name])
-
-
 def test_encode_prints_a_table(capsys, random_folder):
     options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16"]
     assert main(["encode", "--size", str(random_folder), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + 3
+    _, _, *rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 3
+    for row in rows:
+        assert "| bfloat16 | 3 |" in re.sub(" +", " ", row)
     assert "1 threads" in lines[-1]
 
 
@@ -86,8 +71,11 @@ def test_baseline_runs_beside_pictures_of_the_base_size(random_folder, monkeypat
     model = encode.make(str(random_folder))
     monkeypatch.setattr(encode, "make", lambda size: model)
     monkeypatch.setattr(encode, "_baseline", Tower)
-    rows = measure_encoding("base", batch=2)
+    rows = {}
+    for row in bench_encode(["base"], [torch.bfloat16], CPU, 0, batch=2):
+        rows[row["modality"]] = row
 
+    assert_interval(rows["text"]["fraction_of_limit"])
     assert rows["text"]["baseline"] is None
     assert rows["audio"]["baseline"] is None
     baseline = rows["image"]["baseline"]
@@ -102,10 +90,7 @@ def test_baseline_runs_beside_pictures_of_the_base_size(random_folder, monkeypat
     [
         (["encode", "--batch", "0"], 2, "--batch is 0"),
         (["encode", "--dtypes", "float23"], 1, "'float23'"),
-        (["encode", "--device", "gpu"], 1, "'gpu'"),
-        (["encode", "--seconds", "nan"], 2, "--seconds is nan"),
         (["train"], 2, "recipe"),
-        (["encode", "x.yaml"], 2, "recipe"),
     ],
 )
 def test_wrong_options_are_named_on_the_last_line(capsys, arguments, code, words):

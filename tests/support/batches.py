@@ -1,13 +1,12 @@
 """Small shards of pictures and sounds, and the steps that are made of them."""
 
-import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
-import soundfile
 import torch
-from PIL import Image
+from support.images import encoded_image, noise_pixels
+from support.sounds import RATE, encoded_sound, noise
 
 from onepeace.config import build
 from onepeace.data.batch import Batch
@@ -20,18 +19,13 @@ from onepeace.train.recipe import Recipe
 SIZE = 24
 
 
-def picture(seed, width=40, height=30):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def picture(seed):
+    return encoded_image(noise_pixels(30, 40, seed=seed))
 
 
-def sound(seed, seconds=1.25):
-    file = io.BytesIO()
-    noise = np.random.default_rng(seed).standard_normal(int(16000 * seconds))
-    soundfile.write(file, 0.1 * noise, 16000, format="WAV")
-    return file.getvalue()
+def sound(seed):
+    """1.25 seconds of noise."""
+    return encoded_sound(noise(RATE * 5 // 4, seed))
 
 
 def about(captions, label=None):

@@ -5,8 +5,8 @@ import json
 import tarfile
 
 import numpy as np
-import soundfile
-from PIL import Image
+from support.images import encoded_image as png
+from support.sounds import RATE, encoded_sound
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -26,19 +26,6 @@ TONES = {
     "shrill": 2400.0,
     "piercing": 4800.0,
 }
-RATE = 16000
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def wav(wave):
-    file = io.BytesIO()
-    soundfile.write(file, 0.3 * wave, RATE, format="WAV")
-    return file.getvalue()
 
 
 def square(colour, rng):
@@ -57,7 +44,7 @@ def tone(frequency, rng):
     count = RATE // 2
     frequency = frequency * rng.uniform(0.95, 1.05)
     wave = sine(frequency, count, phase=rng.uniform(0, 6))
-    return wav(wave + rng.normal(0, 0.1, count))
+    return encoded_sound(0.3 * (wave + rng.normal(0, 0.1, count)))
 
 
 def write_tar(path, members):

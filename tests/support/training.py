@@ -1,5 +1,6 @@
 """Recipes of small models on the shards of small_shards.py, and what their runs leave."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,24 @@ def logged(out):
 def series(out, name):
     """The values of one field of a run's log, where it has it."""
     return [line[name] for line in logged(out) if name in line]
+
+
+def losses(out):
+    """The losses of each line of a run's log."""
+    lines = []
+    for line in logged(out):
+        names = [name for name in line if name.startswith(("loss", "contrastive", "denoising"))]
+        lines.append({name: line[name] for name in names})
+    return lines
+
+
+def assert_same_losses(out, other, rel=2e-4):
+    """That the losses of two runs are finite, and equal but for the order in which they are summed."""
+    expected_lines = losses(other)
+    assert expected_lines
+    for line, expected in zip(losses(out), expected_lines, strict=True):
+        assert all(math.isfinite(loss) for loss in expected.values())
+        assert line == pytest.approx(expected, rel=rel)
 
 
 def assert_falls(out, name, factor=1.0):

@@ -12,7 +12,6 @@ from support.training import assert_same_tensors
 from torch import nn
 from torch.distributed.checkpoint import SavePlanner
 
-from onepeace.errors import UserError
 from onepeace.train import checkpoint
 from onepeace.train.checkpoint import HEADER, folder_of, folders, step_of, unfinished
 from onepeace.train.checkpoint_storage import Writer
@@ -211,36 +210,6 @@ def test_second_checkpoint_waits_for_first(run, disk, tmp_path):
     assert steps_in(tmp_path) == [1, 2]
 
 
-def fail(*args, **kwargs):
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize(("module", "name"), [(safetensors.torch, "save_file"), (os, "replace")])
-def test_failed_writing_leaves_earlier_checkpoint(run, tmp_path, monkeypatch, module, name):
-    run.save(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, fail)
-        run.begin(2)
-        with pytest.raises(UserError, match=r"step 2 .*No space left.*make room"):
-            run.checkpoints.wait()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-
-    run.save(3)
-    assert steps_in(tmp_path) == [1, 3]
-
-
-@pytest.fixture
-def set_clock(monkeypatch):
-    """Seconds at which a checkpoint begins and is copied, and at which it is asked whether another is due."""
-
-    def set_times(*times):
-        clock = iter(times)
-        monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-
-    return set_times
-
-
 @pytest.mark.parametrize(
     ("minutes", "pause", "seconds", "is_due"),
     [
@@ -251,8 +220,10 @@ def set_clock(monkeypatch):
         (0, 1.0, 9999, False),
     ],
 )
-def test_checkpoints_by_time_take_a_fiftieth_of_it(run, set_clock, minutes, pause, seconds, is_due):
-    set_clock(0.0, pause, pause + seconds)
+def test_checkpoints_by_time_take_a_fiftieth_of_it(run, monkeypatch, minutes, pause, seconds, is_due):
+    """The clock is read when a checkpoint begins, when it is copied, and when another may be due."""
+    clock = iter([0.0, pause, pause + seconds])
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=clock.__next__))
 
     run.save(1)
 

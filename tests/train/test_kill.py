@@ -279,21 +279,6 @@ def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog, 
     assert "resuming from the one before" not in caplog.text
 
 
-def test_resume_after_cut_off_checkpoint_uses_one_before(parts, whole, tmp_path, caplog):
-    recipe = random_recipe(parts, tmp_path)
-    trainer.train(recipe, stop_at=10)
-    newest = folders(tmp_path)[-1]
-    assert step_of(newest) == 9
-    (part,) = newest.glob("*.safetensors")
-    os.truncate(part, part.stat().st_size // 2)
-
-    trainer.train(recipe)
-
-    assert f"{part}: damaged" in caplog.text
-    assert "resuming from step 6" in caplog.text
-    assert_same_run(tmp_path, whole)
-
-
 # A full disk
 
 

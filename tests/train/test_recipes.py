@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.fake_gpu import StepChecked, check_first_step
+from support.recipe_files import training_recipes
 from support.small_shards import write_shards
 from support.training import logged, with_slow
 
-from onepeace.config import SIZES, ModelConfig, build, read_yaml, to_yaml
+from onepeace.config import SIZES, ModelConfig, build, to_yaml
 from onepeace.embed.embedder import load
 from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
@@ -21,22 +22,8 @@ from onepeace.train import teachers, trainer
 from onepeace.train.recipe import read_recipe
 from onepeace.train.terms import TERMS
 
-ROOT = Path(__file__).resolve().parents[2] / "recipes"
-GUIDE = ROOT.parent / "docs" / "guide"
-
-
-def is_training_recipe(path):
-    content = read_yaml(path)
-    if "variants" in content:
-        return False  # a study
-    base = read_yaml(path.parent / content["base"]) if "base" in content else {}
-    return "objective" in {**base, **content}
-
-
-RECIPES = {}
-for _path in sorted(ROOT.rglob("*.yaml")):
-    if is_training_recipe(_path):
-        RECIPES[_path.relative_to(ROOT).with_suffix("").as_posix()] = _path
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
+RECIPES = training_recipes()
 ELSEWHERE = ("finetune/", "generative/ofa_", "generative/tiny_captions_cider")
 HERE = [name for name in RECIPES if not name.startswith(ELSEWHERE)]
 """Those that need neither the released model nor a download; the others: tests/recipes."""

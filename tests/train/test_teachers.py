@@ -1,7 +1,5 @@
 """Teachers of other libraries: their own vectors, of each item alone, from their own preprocessing."""
 
-import tarfile
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from support import outside_models
 from support.training import MODEL, make_recipe
 from torch.nn import functional
 
-from onepeace.data.sample import Sample
+from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.sounds import Resample
@@ -176,76 +174,62 @@ def test_teacher_that_cannot_be_had_is_one_line(tmp_path, library, name, modalit
 # In a run
 
 
-@pytest.fixture(scope="module")
-def distilled(root, tmp_path_factory):
-    """Folder of a run whose pictures learn from CLIP and whose sounds learn from CLAP."""
-    folder = tmp_path_factory.mktemp("distilled")
-    outside_models.clip(folder / "clip")
-    outside_models.clap(folder / "clap")
-    sources = []
-    objective = {}
-    for modality, shards, name in (("image", "squares.tar", "clip"), ("audio", "tones.tar", "clap")):
-        sources.append({"shards": shards, "pair": [modality]})
-        teacher = {"library": "transformers", "name": str(folder / name)}
-        objective[f"distillation/{modality}"] = {"teacher": teacher}
+def test_run_stores_outputs_of_its_teacher(root, tmp_path):
+    outside_models.clap(tmp_path / "clap")
+    teacher = TeacherOptions("transformers", str(tmp_path / "clap"))
     recipe = make_recipe(
         root,
-        folder / "run",
-        steps=2,
-        model={**MODEL, "modalities": ["image", "audio"]},
-        data={"train": sources, "frozen_folder": str(folder / "frozen")},
-        objective=objective,
-        run={"batch_size": 6, "log_every": 1},
+        tmp_path / "run",
+        steps=1,
+        model={**MODEL, "modalities": ["audio"]},
+        data={
+            "train": [{"shards": "tones.tar", "pair": ["audio"]}],
+            "frozen_folder": str(tmp_path / "frozen"),
+        },
+        objective={"distillation/audio": {"teacher": vars(teacher)}},
     )
     trainer.train(recipe)
-    return folder
+    samples = {sample.key: sample for sample in read_source("tones.tar", ("audio",), root)}
 
-
-def sounds_in(shard):
-    """Bytes of each, by name."""
-    files = {}
-    with tarfile.open(shard) as tar:
-        for name in tar.getnames():
-            if name.endswith(".wav"):
-                files[name.removesuffix(".wav")] = tar.extractfile(name).read()
-    return files
-
-
-def test_stored_outputs_are_those_of_teacher(root, distilled):
-    folder = distilled / "clap"
-    shard = root / "tones.tar"
-    files = sounds_in(shard)
-    samples = {name: Sample(name, str(shard), {}, {}) for name in files}
-    options = TeacherOptions("transformers", str(folder))
-
-    table = teacher_table(options, samples, pytest.fail, distilled / "frozen", "audio")
+    table = teacher_table(teacher, samples, pytest.fail, tmp_path / "frozen", "audio")
 
     load = AudioProcessor().load
-    expected = make_teacher(folder, "audio")([load(file) for file in files.values()])
-    assert_stored(table, files, expected)
+    sounds = [load(sample.read("audio")) for sample in samples.values()]
+    assert_stored(table, samples, make_teacher(tmp_path / "clap", "audio")(sounds))
 
 
 @pytest.fixture
 def text_table(tmp_path):
-    """Makes tables of texts, of which some are broken."""
-    outside_models.clap(tmp_path / "clap")
-    options = TeacherOptions("transformers", str(tmp_path / "clap"))
+    """Makes tables of texts, of which some are broken; the list gets those that are read."""
+    texts_read = []
 
     def read(name):
+        texts_read.append(name)
         if name.startswith("broken"):
             raise UserError(f"{name} is cut off")
         return name
 
-    def make(*names, read=read):
-        return teacher_table(options, dict.fromkeys(names), read, tmp_path, "text")
+    def make(*names, model=outside_models.clap):
+        folder = tmp_path / model.__name__
+        model(folder)
+        return teacher_table(TeacherOptions("transformers", str(folder)), dict.fromkeys(names), read, tmp_path, "text")
 
-    return make
+    return make, texts_read
 
 
 def test_item_that_cannot_be_decoded_has_no_features(text_table, tmp_path, caplog):
-    table = text_table("low", "broken 1", "high", "broken 2")
+    make, _ = text_table
+    table = make("low", "broken 1", "high", "broken 2")
 
     assert len(table.features) == 2
     expected = make_teacher(tmp_path / "clap", "text")(["low", "high"])
     assert_stored(table, ["low", "high"], expected)
     assert "broken 2 cannot be decoded" in caplog.text
+
+
+def test_teacher_is_asked_once_per_item(text_table):
+    make, texts_read = text_table
+    for model in (outside_models.clap, outside_models.clap, outside_models.bert):
+        make("low", "high", model=model)
+
+    assert texts_read == 2 * ["low", "high"]

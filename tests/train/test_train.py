@@ -26,7 +26,7 @@ from onepeace.data.source import open_sources
 from onepeace.data.write import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.train import teachers, trainer
+from onepeace.train import trainer
 from onepeace.train.evaluation import evaluation
 from onepeace.train.initial_weights import make_model
 from onepeace.train.model_config import make_config
@@ -194,50 +194,6 @@ def test_finished_run_goes_on_when_steps_are_raised(small_recipe, tmp_path):
     assert_same_weights(raised, train("whole", 5))
     assert series(tmp_path / "raised", "step") == [1, 2, 3, 4, 5]
     assert "steps: 5" in (tmp_path / "raised" / "recipe.yaml").read_text()
-
-
-# Teachers
-
-
-@pytest.fixture
-def brightness(monkeypatch):
-    """A teacher of two names; the list gets the pictures that it is asked about."""
-    asked = []
-
-    def encode(pictures):
-        asked.extend(pictures)
-        small = [picture.convert("RGB").resize((1, 1)) for picture in pictures]
-        return torch.tensor([picture.getpixel((0, 0)) for picture in small]) / 255
-
-    for name in ("brightness", "darkness"):
-        monkeypatch.setitem(teachers.TEACHERS, name, lambda name, modality, output: encode)
-    return asked
-
-
-@pytest.fixture
-def distill(small_recipe):
-    """Trains with a teacher of pictures."""
-
-    def train(name, library="brightness", steps=1, **data):
-        teacher = {"library": library, "name": ""}
-        objective = {"contrastive": {}, "distillation/image": {"teacher": teacher}}
-        trainer.train(small_recipe(name, steps=steps, objective=objective, data=data))
-
-    return train
-
-
-def test_teacher_is_asked_once_per_item(distill, brightness, tmp_path):
-    num_pictures = 12 * len(COLOURS)
-    frozen = str(tmp_path / "first" / "frozen")
-
-    distill("first")
-    assert len(brightness) == num_pictures
-
-    distill("second", frozen_folder=frozen)
-    assert len(brightness) == num_pictures
-
-    distill("third", library="darkness", frozen_folder=frozen)
-    assert len(brightness) == 2 * num_pictures
 
 
 # Mistakes
