@@ -103,14 +103,6 @@ def test_features_of_the_first_block_are_those_of_a_model_of_one_block(deep_mode
         assert torch.equal(first.tokens, expected[key])
 
 
-@torch.no_grad()
-def test_features_without_chosen_blocks_are_the_same(deep_model, batch, features):
-    plain = deep_model.encode(deep_model.stems(batch))
-    for key in ALL:
-        assert plain[key].intermediates == ()
-        assert torch.equal(plain[key].tokens, features[key].tokens)
-
-
 def test_feature_map_has_the_grid_of_the_picture(features):
     patches = features["image"].intermediates[1]
     assert patches.grid == features["image"].grid == (2, 4)

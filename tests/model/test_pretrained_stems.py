@@ -7,7 +7,7 @@ from support.small_models import small_model
 from torch.nn import functional as F
 
 from onepeace.errors import UserError
-from onepeace.model.stems.aisfx import AisfxStem, sfx_filters
+from onepeace.model.stems.aisfx import AisfxStem
 from onepeace.model.stems.lite import LiteStem
 from onepeace.model.stems.soundnet import JoinedStem, SoundNetStem
 from onepeace.model.stems.timm import TimmStem, create_network
@@ -133,62 +133,6 @@ def test_stem_that_is_not_pretrained_has_no_features():
 
 
 # Sounds
-
-
-@torch.inference_mode()
-def test_aisfx_network_is_the_published_one():
-    """Convolution and ReLU twice, then pooling, four times; mean over frequencies. Its batch norms are folded away."""
-    torch.manual_seed(0)
-    stem = AisfxStem(24, width=8).eval()
-    waveform = torch.randn(2, 40000)
-    features = stem.features(waveform, None, 40000)
-
-    x = stem.spectrogram(waveform).unsqueeze(1)
-    for number, convolution in enumerate(stem.network):
-        x = F.relu(F.conv2d(x, convolution.weight, convolution.bias, padding=1))
-        if number in (1, 3, 5):
-            x = F.max_pool2d(x, 2)
-    assert features.shape == (2, stem.token_lengths(40000), 64)
-    assert features.std() > 0
-    assert_near(features, x.mean(3).transpose(1, 2), 1e-5)
-    assert stem(waveform, None, 40000).shape == (2, stem.token_lengths(40000), 24)
-
-
-def tone(hertz, rate):
-    """One second of a sine, whose root mean square is 1."""
-    seconds = torch.arange(rate, dtype=torch.float64) / rate
-    return 2**0.5 * (2 * torch.pi * hertz * seconds).sin()
-
-
-def published_sfx_spectrogram(waveform):
-    """At 44.1 kHz in windows of 2048, in 96 bands of triangles over the mel scale; logarithmic, as released."""
-    window = torch.hann_window(2048, dtype=torch.float64)
-    spectrum = torch.stft(waveform, 2048, 1024, window=window, center=False, return_complex=True)
-    top_mel = 2595 * torch.tensor(1 + 22050 / 700).log10().item()
-    mels = torch.linspace(0, top_mel, 98, dtype=torch.float64)
-    hertz = 700 * (10 ** (mels / 2595) - 1)
-    low = hertz[:-2]
-    middle = hertz[1:-1]
-    high = hertz[2:]
-    bins = torch.linspace(0, 22050, 1025, dtype=torch.float64)[:, None]
-    rising = (bins - low) / (middle - low)
-    falling = (high - bins) / (high - middle)
-    triangles = torch.minimum(rising, falling).clamp_min(0)
-    weights = triangles / triangles.sum(0).clamp_min(1)
-    bands = spectrum.abs().square().mT @ weights
-    return (1e4 * bands + 1).log10() / 9.4578
-
-
-def test_aisfx_spectrogram_is_the_published_one():
-    expected = published_sfx_spectrogram(0.1 * tone(1000, 44100)).mean(0)
-    stem = AisfxStem(8, width=1, loudness=0.1)
-    waveform = tone(1000, 16000).float()
-    bands = stem.spectrogram(waveform[None])[0].mean(0)
-
-    assert bands.shape == (72,)
-    assert bands.argmax() == expected.argmax()
-    assert bands.max().item() == pytest.approx(expected.max().item(), abs=0.02)
-    assert sfx_filters(72, 750, CPU).shape == (376, 72)
 
 
 @torch.inference_mode()
