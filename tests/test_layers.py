@@ -44,9 +44,6 @@ ROWS = [
 ONLY_TORCH = {"layers", "heads", "model", "losses"}
 """Parts that someone can copy into another project: to import them takes torch, `errors` and `config`."""
 
-NO_TORCH = {"__init__", "__main__", "cli", "errors", "config"}
-"""Modules that are loaded before anything is computed."""
-
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
     *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "sentence_transformers", "peft"),
@@ -193,14 +190,6 @@ def packages_at_top(file: Path) -> set[str]:
     return {full.partition(".")[0] for full in imports(file, top=True)}
 
 
-@pytest.mark.parametrize("name", sorted(NO_TORCH))
-def test_first_module_imports_no_torch(name):
-    files = [PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")]
-    present = [file for file in files if file.exists()]
-    assert present
-    assert not any("torch" in packages_at_top(file) for file in present)
-
-
 def test_nothing_is_imported_that_the_oldest_python_lacks():
     wrong = {name_of(file): sorted(imports(file) & SINCE_3_11) for file in FILES}
     assert not {file: names for file, names in wrong.items() if names}
@@ -308,11 +297,6 @@ def test_no_path_of_a_machine_is_written_anywhere():
         if b"\0" not in content[:4096] and file != Path(__file__).resolve():
             written += [f"{file.relative_to(ROOT)}: {match[0].decode()}" for match in machine.finditer(content)]
     assert not written, written
-
-
-def test_files_are_named_by_what_they_hold():
-    vague = {"utils", "util", "helpers", "common", "misc", "base_utils"}
-    assert not [name for name in MODULES if vague & set(name.split("."))]
 
 
 def test_every_folder_of_code_is_a_package():

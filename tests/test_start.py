@@ -41,7 +41,7 @@ def test_start_loads_no_heavy_package():
     """Neither do the help of any command and a mistyped one."""
     heavy = {"torch", "numpy", "torchaudio", "torchvision", "transformers", "open_clip", "timm", "webdataset", "PIL"}
     code = """
-import onepeace, onepeace.plugins, onepeace.cli
+import onepeace, onepeace.plugins, onepeace.cli, onepeace.config
 dir(onepeace), onepeace.UserError, onepeace.__version__
 for arguments in (["--help"], ["--version"], ["serach"], *([name, "--help"] for name in onepeace.cli.COMMANDS)):
     assert onepeace.cli.main(arguments) == 2 * (arguments == ["serach"]), arguments

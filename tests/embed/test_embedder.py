@@ -161,19 +161,6 @@ def test_composed_item_is_the_renormalised_sum(model, pictures, sounds):
     assert_same(composed, unit_sum(vectors))
 
 
-@pytest.mark.parametrize(
-    ("item", "word"),
-    [
-        ({"text": "a", "smell": "b"}, "'smell'"),
-        ({}, "cannot tell"),
-        ({"image": "nothing.jpg", "text": "a"}, r"item 0: nothing\.jpg"),
-    ],
-)
-def test_wrong_composed_items_are_errors(model, item, word):
-    with pytest.raises(UserError, match=word):
-        model.encode([item])
-
-
 # Long sounds
 
 

@@ -158,6 +158,9 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, words)
         ("encode", 3.5, "cannot tell"),
         ("encode", ["a", "b"], r"item 0: .*list"),
         ("encode", {"img": "a.jpg"}, r"a\.jpg: .*image.*'img'"),
+        ("encode", {"text": "a", "smell": "b"}, "'smell'"),
+        ("encode", {}, "cannot tell"),
+        ("encode", {"image": "nothing.jpg", "text": "a"}, r"item 0: nothing\.jpg"),
     ],
 )
 def test_wrong_values_are_errors_of_one_line(model, method, item, words):

@@ -11,7 +11,7 @@ from support.small_models import (
     small_model,
     together,
 )
-from torch.nn.functional import cosine_similarity, pad
+from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from onepeace.model import encoder
@@ -56,11 +56,10 @@ def vectors_of(model, key, batch):
     return model({key: batch})[key]
 
 
-@pytest.mark.parametrize("mates", [1, 2, 4])
-def test_vector_ignores_batch_mates(variant, mates):
+def test_vector_ignores_batch_mates(variant):
     key, model = variant
     for first in ITEMS:
-        indices = [(first + i) % 6 for i in range(1 + mates)]
+        indices = [(first + i) % 6 for i in range(4)]
         alone = vectors_of(model, key, item(key, first))
         company = vectors_of(model, key, batch_of_items(key, indices))
         assert_same_vectors(company[:1], alone)
@@ -98,20 +97,6 @@ def test_joint_and_masked_passes_ignore_batch_mates(monkeypatch, bias_per_block,
         for actual, expected in zip(together, passes_of(model, alone, kept_alone), strict=True):
             for key, (tokens,) in expected.items():
                 assert_same_tokens(actual[key][index, : len(tokens)], tokens)
-
-
-@pytest.mark.parametrize("name", AUDIO_STEMS)
-def test_tokens_of_sounds_ignore_batch_mates(name):
-    """No convolution sees past the end of its own clip."""
-    model = small_model(name)
-    batch = batch_of_items("audio")
-    tokens = model.features({"audio": batch})["audio"]
-    counts = model.adapters["audio"].token_lengths(batch)
-
-    for i in ITEMS:
-        (alone,) = model.features({"audio": item("audio", i)})["audio"]
-        assert len(alone) == 1 + counts[i]
-        assert_same_tokens(tokens[i, : len(alone)], alone)
 
 
 @pytest.mark.parametrize("name", AUDIO_STEMS)
@@ -163,23 +148,3 @@ def test_kept_tokens_keep_their_positions(model):
     shorter = model.features({"text": {"ids": kept_ids}})
 
     assert (kept["text"] - shorter["text"]).abs().max() > 0.1
-
-
-def assert_near(vectors, expected):
-    for key in ALL:
-        assert vectors[key].dtype == torch.float32
-        assert cosine_similarity(vectors[key], expected[key]).min() > 0.99
-
-
-def test_bfloat16_vectors_are_near_float32(model):
-    batch = batch_of(model, ITEMS)
-    expected = model(batch)
-    half = small_model(*ALL).to(torch.bfloat16)
-    batch["image"]["pixels"] = batch["image"]["pixels"].bfloat16()
-
-    assert_near(half(batch), expected)
-    for tokens in half.features(batch).values():
-        assert tokens.dtype == torch.bfloat16
-    keep = every_other(half, batch)
-    for tokens in half.reconstruct(half.stems(batch), keep).values():
-        assert tokens.isfinite().all()

@@ -86,20 +86,12 @@ def test_waveforms_of_wrong_shapes_are_refused(batch, words):
         small_model("audio")({"audio": batch})
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-    ],
-)
-def test_ids_of_a_float_type_are_refused(dtype):
+def test_ids_of_a_float_type_are_refused():
     """Cast to halves with the rest of a batch, ids above 256 would silently be other words."""
     ids = item("text", 0)["ids"]
 
-    with pytest.raises(ValueError, match=f"int64, not .* {dtype}"):
-        small_model("text")({"text": {"ids": ids.to(dtype)}})
+    with pytest.raises(ValueError, match=r"int64, not .* torch\.float16"):
+        small_model("text")({"text": {"ids": ids.half()}})
 
 
 @torch.no_grad()

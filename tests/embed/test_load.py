@@ -31,15 +31,8 @@ def test_items_of_a_modality_left_out_are_errors(audio_model):
         audio_model.encode(["picture.jpg"])
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "bfloat16",
-        torch.bfloat16,
-    ],
-)
-def test_bfloat16_is_near_float32(random_folder, model, items, dtype):
-    half = onepeace.load(random_folder, device="cpu", dtype=dtype)
+def test_bfloat16_is_near_float32(random_folder, model, items):
+    half = onepeace.load(random_folder, device="cpu", dtype="bfloat16")
     vectors = half.encode(items)
 
     assert half.dtype == torch.bfloat16
@@ -70,6 +63,7 @@ def test_wrong_options_of_load_are_errors(random_folder, options, words):
         (True, "auto", "cuda", 10_000_000, torch.bfloat16),
         (False, "auto", "cpu", 4_000_000_000, torch.float32),
         (False, "fp16", "cuda", 1, torch.float16),
+        (False, torch.bfloat16, "cpu", 1, torch.bfloat16),
     ],
 )
 def test_auto_dtype_follows_device_and_size(monkeypatch, bfloat16_is_fast, dtype, where, num_parameters, expected):

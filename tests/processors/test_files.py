@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.broken_files import assert_refused
 from support.images import encoded_image, noise_pixels, png_header
 from support.sounds import FORMATS, RATE, encoded_sound, noise
 
@@ -59,6 +60,22 @@ def test_threads_get_the_same_numbers(key, make_files):
         samples = list(pool.map(processor.decode, files * 3))
 
     assert all(map(torch.equal, samples, expected * 3))
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "words"),
+    [
+        ("image", {"size": 0}, "size is 0"),
+        ("image", {"resize": "fit"}, "'squash', 'crop'"),
+        ("image", {"std": [1, 1, 0]}, "std"),
+        ("image", {"Size": 3}, r"processors\.image\.Size .*size"),
+        ("audio", {"sample_rate": 0}, "sample_rate is 0"),
+        ("audio", {"min_seconds": 3.0, "max_seconds": 2.0}, "in order"),
+        ("audio", {"max_seconds": "x"}, r"^processors\.audio: "),
+    ],
+)
+def test_wrong_setting_is_an_error(key, options, words):
+    assert_refused(PROCESSORS[key].from_config, options, words)
 
 
 # Guessing the modality

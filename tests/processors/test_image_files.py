@@ -324,19 +324,3 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(form, data):
         return
     assert pixels.shape == (3, 8, 8)
     assert torch.isfinite(pixels).all()
-
-
-# Batches and settings
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"size": 0}, "size is 0"),
-        ({"resize": "fit"}, "'squash', 'crop'"),
-        ({"std": [1, 1, 0]}, "std"),
-        ({"Size": 3}, r"processors\.image\.Size .*size"),
-    ],
-)
-def test_wrong_setting_is_an_error(options, words):
-    assert_refused(ImageProcessor.from_config, options, words)
