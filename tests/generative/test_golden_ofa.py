@@ -6,7 +6,7 @@ from support.golden_ofa import BATCH_STATISTICS, GRADIENT, OUTPUT, assert_near, 
 
 from onepeace.generative.convert import to_ours
 from onepeace.generative.terms import token_losses
-from onepeace.layers.position import grid_buckets, sequence_buckets
+from onepeace.layers.position import grid_buckets
 from onepeace.special_ids import PAD
 
 CASES = ("caption", "closed_answers")
@@ -125,14 +125,6 @@ def test_statistics_of_the_batch_are_trained_as_in_the_original():
     assert len(statistics) == len(list(model.buffers())) > 0
     for name, expected in statistics.items():
         assert_near(model.get_buffer(to_ours(name)), expected, OUTPUT)
-
-
-@pytest.mark.parametrize("num_buckets", [8, 256])
-def test_buckets_of_words_are_the_originals(num_buckets):
-    expected = golden("buckets")[f"token_{num_buckets}"].int()  # by query - key + 1023
-    buckets = sequence_buckets(1025, num_buckets, CPU)[0, 1:, 1:]
-    assert torch.equal(buckets[:, 0], expected[1023:])
-    assert torch.equal(buckets[0].flip(0), expected[:1024])
 
 
 def test_buckets_of_patches_are_the_originals():

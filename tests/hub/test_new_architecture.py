@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from support.embedding import assert_same
-from support.hub_layouts import small_vocabulary
 from support.small_shards import COLOURS, square, write_shard
 from torch import nn
 from torch.nn import functional as F
@@ -18,9 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 import onepeace
 from onepeace.config import Config, Options
 from onepeace.hub import weights
-from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
+from onepeace.hub.architectures import ARCHITECTURES, Architecture
 from onepeace.hub.folder import read_config
-from onepeace.hub.weights import convert
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
 from onepeace.processors import TextProcessor, TextReader
@@ -115,34 +113,12 @@ def with_mean(stem):
     return Features(torch.cat([cls, stem.tokens], 1), mask, stem.grid)
 
 
-ORIGINAL_NAMES = {
-    "word_table": "adapters.text.embed.weight",
-    "patches.weight": "adapters.image.embed.weight",
-    "patches.bias": "adapters.image.embed.bias",
-    "temperature": "logit_scale",
-    "text_out.weight": "heads.text.weight",
-    "text_out.bias": "heads.text.bias",
-    # Rows of one matrix, stored one by one.
-    **{f"image_out.{row}": f"heads.image.weight[{row}]" for row in range(8)},
-    "image_out.bias": "heads.image.bias",
-    "step": None,
-}
-"""Names of tensors as other code would write them, and ours."""
-
-
-def infer_config(path, shapes, cfg):
-    vocab_size, width = shapes["adapters.text.embed.weight"]
-    adapters = {"text": {"vocab_size": vocab_size}, "image": {"patch_size": cfg["patch"]}}
-    return Config(ToyConfig(width, adapters), PROCESSORS, "toy")
-
-
 SMALL = {
     "width": 16,
     "projections": ("text", "image"),
-    "adapters": {"text": {"vocab_size": 260}, "image": {"patch_size": 16}},
+    "adapters": {"text": {"vocab_size": 400}, "image": {"patch_size": 16}},
 }
-CONVERSION = Conversion(ORIGINAL_NAMES.__getitem__, infer_config, credit="Ours.")
-TOY = Architecture(ToyConfig, Toy, {"small": SMALL}, conversion=CONVERSION)
+TOY = Architecture(ToyConfig, Toy, {"small": SMALL})
 
 
 @pytest.fixture(autouse=True)
@@ -155,42 +131,14 @@ def toy():
     return Toy(ToyConfig(**SMALL)).eval()
 
 
-@pytest.fixture
-def folder(toy, tmp_path):
-    """A checkpoint of the other code, converted."""
-    tensors = toy.state_dict()
-    content = {"step": torch.tensor(7)}
-    for theirs, ours in ORIGINAL_NAMES.items():
-        if theirs.startswith("image_out.") and theirs != "image_out.bias":
-            row = int(theirs.removeprefix("image_out."))
-            content[theirs] = tensors["heads.image.weight"][row]
-        elif ours is not None:
-            content[theirs] = tensors[ours]
-    torch.save({"model": content, "cfg": {"patch": 16}}, tmp_path / "toy.pt")
-    bpe = small_vocabulary(tmp_path / "bpe", size=260)
-    return convert(tmp_path / "toy.pt", tmp_path / "toy", bpe=bpe)
-
-
-def test_checkpoint_is_converted_through_its_key_map(toy, folder):
-    config = read_config(folder)
-    assert config.architecture == "toy"
-    assert config.model == ToyConfig(**SMALL)
-    assert config.processors == PROCESSORS
-    tensors = weights.read_state(folder)
-    expected = toy.state_dict()
-    assert set(tensors) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(tensors[name], tensor), name
-    assert (folder / "MODEL_CARD.md").read_text().endswith("Ours.\n")
-
-
 @torch.no_grad()
-def test_saved_model_embeds_as_before(folder, toy, tmp_path, samples):
-    tokenizer = folder / "tokenizer.json"
-    saved = weights.save(tmp_path / "saved", toy, read_config(folder), tokenizer=tokenizer)
+def test_saved_model_embeds_as_before(toy, random_folder, tmp_path, samples):
+    config = Config(toy.config, PROCESSORS, "toy")
+    folder = weights.save(tmp_path / "toy", toy, config, tokenizer=random_folder / "tokenizer.json")
 
-    model = onepeace.load(saved)
+    model = onepeace.load(folder)
 
+    assert read_config(folder) == config
     assert isinstance(model.module, Toy)
     assert model.modalities == ("text", "image")
     assert model.embed_dim == 8
