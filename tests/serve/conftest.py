@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 from PIL import ExifTags, Image
@@ -16,14 +15,6 @@ NOTE_TIME = 1620216000
 KEYWORDS = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 xmlns:dc="http://purl.org/dc/elements/1.1/"><rdf:Description><dc:subject><rdf:Bag>
 <rdf:li>beach</rdf:li><rdf:li>waves</rdf:li></rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"""
-SERVE = """
-import sys
-from onepeace.index import Index
-from onepeace.serve import server
-exec(sys.argv[2])
-with Index.open(sys.argv[1], device="cpu") as index:
-    sys.exit(server.run(index, port=0))
-"""
 
 
 def add_tags(path):
@@ -79,42 +70,26 @@ def ids(index):
     return {os.path.basename(item.path): item.id for item in index.items()}
 
 
-@contextmanager
-def serving_index(folder, temporary, before=""):
-    """The process of a server of an index, and its address; its temporary files would lie in a folder.
-
-    It runs the statements ``before`` first.
-    """
-    temporary.mkdir(exist_ok=True)
+@pytest.fixture(scope="package")
+def server(index_folder):
+    """The address of a server in a process of its own, which has to end well, and to leave nothing behind."""
+    temporary = index_folder.parent / "temporary"
+    temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    command = [sys.executable, "-c", SERVE, str(folder), before]
-    with open(temporary.parent / "server.log", "w+") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
+    command = [sys.executable, "-m", "onepeace", "serve", index_folder, "--port", "0", "--device", "cpu"]
+    with open(index_folder.parent / "server.log", "w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        line = process.stdout.readline()
         try:
-            line = process.stdout.readline()
-            assert line.startswith("onepeace at http://127.0.0.1:"), log.seek(0) or log.read()
-            yield process, line.split()[2].rstrip(";")
+            assert line.startswith("onepeace at http://127.0.0.1:")
+            yield line.split()[2].rstrip(";")
+            assert process.poll() is None
         finally:
             process.terminate()
             process.wait()
             log.seek(0)
             messages = log.read()
             assert "Traceback" not in messages, messages
-
-
-@pytest.fixture(scope="package")
-def server(index_folder):
-    """The address of a server in a process of its own, which has to end well, and to leave nothing behind."""
-    temporary = index_folder.parent / "temporary"
-    with serving_index(index_folder, temporary) as (process, address):
-        yield address
-        assert process.poll() is None
     assert process.returncode == 0
     assert not list(temporary.iterdir())
 

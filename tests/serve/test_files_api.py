@@ -264,14 +264,6 @@ def test_thumbnail_of_a_moment_of_a_video(videos, samples, moment, shows):
     assert np.abs(shown - expected).mean() < 15
 
 
-@pytest.mark.parametrize("words", [{}, {"text": "coffee"}])
-def test_only_is_the_kind_of_the_file(videos, words):
-    client, hits = videos
-
-    assert {*names(client, only="video", collapse=False, **words)} == {*hits}
-    assert names(client, only="image", **words) == []
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory, samples, random_folder):
     """A folder with a shard, a table, and files of an odd kind or name; a client of its index, and its hits."""

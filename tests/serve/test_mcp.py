@@ -98,20 +98,6 @@ def test_search_by_words(call, index):
     assert None not in files[0].values()
 
 
-def test_classify_by_labels(call, model, paths):
-    (shares,) = model.classify([paths.picture], ["cat", "sea"]).tolist()
-
-    result = call(
-        "classify",
-        paths=[paths.picture, paths.sound],
-        labels=["cat", "sea"],
-    )
-
-    picture, sound = result.structured_content["files"]
-    assert picture["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
-    assert (picture["kind"], sound["kind"]) == ("image", "audio")
-
-
 @pytest.mark.parametrize(
     ("tool", "arguments", "field"),
     [
@@ -134,58 +120,6 @@ def test_wrong_call_is_a_tool_error_that_names_the_field(call, paths, tool, argu
     assert field in error
     assert not error.startswith("--")  # a tool has no options
     assert "\n" not in error
-
-
-class Process:
-    """A server in a process of its own, which reads and writes lines."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.num_requests = 0
-        client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-        self.request("initialize", client)
-        self.send(method="notifications/initialized")
-
-    def send(self, **message):
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        self.process.stdin.flush()
-
-    def request(self, method, params):
-        """The result of a request."""
-        self.num_requests += 1
-        self.send(id=self.num_requests, method=method, params=params)
-        answer = json.loads(self.process.stdout.readline())
-        assert answer["id"] == self.num_requests
-        return answer["result"]
-
-    def call(self, tool, **arguments):
-        return self.request("tools/call", {"name": tool, "arguments": arguments})
-
-    def end(self):
-        """Ends the server, which must end well, and returns its log."""
-        unread, log = self.process.communicate()
-        assert (self.process.returncode, unread) == (0, ""), log
-        return log
-
-
-def test_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, paths):
-    process = Process(index_folder, "noisy")
-
-    noisy = process.call("classify", paths=["a"], labels=["b"])
-    like_a_picture = process.call("search", like=paths.picture, only="image", top=1)
-    log = process.end()
-
-    assert noisy["structuredContent"] == {"files": []}
-    assert not like_a_picture["isError"]
-    for noise in ("noise of Python", "noise of C", "noise of a child"):
-        assert noise in log
-    assert "Traceback" not in log
 
 
 def test_thumbnails_come_where_they_are_asked_for(index):
@@ -215,3 +149,39 @@ def test_fault_of_ours_does_not_end_the_server(index, paths, caplog, monkeypatch
     assert failed.is_error
     assert r"/no/\udcff.jpg" in texts(failed)[0]
     assert set(classified.structured_content["files"][0]["labels"]) == {"a", "b"}
+
+
+def results_and_log(index_folder, *requests):
+    """What a server in a process of its own answers, which must end well, and its log."""
+    command = [sys.executable, "-c", RUN, str(index_folder), "noisy"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    results = []
+    for number, (method, params) in enumerate(requests):
+        request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        print(json.dumps(request), file=process.stdin, flush=True)
+        answer = json.loads(process.stdout.readline())
+        assert answer["id"] == number
+        results.append(answer["result"])
+    unread, log = process.communicate()
+    assert (process.returncode, unread) == (0, ""), log
+    return results, log
+
+
+def test_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, paths):
+    client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    noisy = {"name": "classify", "arguments": {"paths": ["a"], "labels": ["b"]}}
+    like_a_picture = {"name": "search", "arguments": {"like": paths.picture, "only": "image", "top": 1}}
+
+    (_, classified, found), log = results_and_log(
+        index_folder,
+        ("initialize", client),
+        ("tools/call", noisy),
+        ("tools/call", like_a_picture),
+    )
+
+    assert classified["structuredContent"] == {"files": []}
+    assert not found["isError"]
+    for noise in ("noise of Python", "noise of C", "noise of a child"):
+        assert noise in log
+    assert "Traceback" not in log

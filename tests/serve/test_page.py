@@ -38,15 +38,15 @@ def _check_browser(driver, server, ids):
     assert hosts_asked(driver) == {urlsplit(server).netloc}
 
 
-@pytest.fixture(params=[1280, 390])
-def page(request, driver, server):
-    window(driver, request.param)
+@pytest.fixture
+def wide(driver, server):
+    window(driver, 1280)
     return Page(driver, server)
 
 
 @pytest.fixture
-def wide(driver, server):
-    window(driver, 1280)
+def narrow(driver, server):
+    window(driver, 390)
     return Page(driver, server)
 
 
@@ -56,14 +56,14 @@ def open_first_file(page):
     return page.text("#name")
 
 
-def test_files_are_there_before_anything_is_asked(page, ids):
-    chips = [re.sub(r"\s+", " ", text) for text in page.texts("#kinds .chip")]
+def test_files_are_there_before_anything_is_asked(narrow, ids):
+    chips = [re.sub(r"\s+", " ", text) for text in narrow.texts("#kinds .chip")]
 
-    assert sorted(page.names()) == sorted(ids)
-    assert page.text("#heading").startswith("9 files")
+    assert sorted(narrow.names()) == sorted(ids)
+    assert narrow.text("#heading").startswith("9 files")
     assert chips == ["Pictures 4", "Sounds 4", "Texts 1"]
-    assert page.pictures_are_there()
-    assert page.wait(lambda: "barks at the sea" in page.text(".card blockquote"))
+    assert narrow.pictures_are_there()
+    assert narrow.wait(lambda: "barks at the sea" in narrow.text(".card blockquote"))
 
 
 @pytest.mark.parametrize("width", [360, 1060])
@@ -82,26 +82,19 @@ def test_chips_and_their_lists_make_no_page_too_wide(driver, server, width):
         assert page.value_of("document.querySelector('.popover[open] > div').getBoundingClientRect().left") >= 0
 
 
-def test_words_find_files_as_they_are_typed(page, index):
-    hits = index.search("a dog barking", top=40)
-
-    page.search("a dog barking")
-
-    assert page.names() == [os.path.basename(hit.item.path) for hit in hits]
-    page.driver.refresh()
-    assert page.attribute("#words", "value") == "a dog barking"
-    page.answer_to_click("#clear")
-    assert len(page.names()) == 9
-
-
-def test_hits_say_what_the_index_says(wide, index):
-    hits = index.search("rain")
+def test_words_find_files_as_they_are_typed(wide, index):
+    hits = index.search("rain", top=40)
 
     wide.search("rain")
 
+    assert wide.names() == [os.path.basename(hit.item.path) for hit in hits]
+    assert wide.texts(".card .match span:has(b)") == [hit.value for hit in hits]
     assert hits[0].named
     assert wide.text(".card .match").split()[:2] == ["rain", "rare"]
-    assert wide.texts(".card .match span:has(b)") == [hit.value for hit in hits]
+    wide.driver.refresh()
+    assert wide.attribute("#words", "value") == "rain"
+    wide.answer_to_click("#clear")
+    assert len(wide.names()) == 9
 
 
 def test_camera_searches(wide):
@@ -227,16 +220,16 @@ def test_arrows_lead_from_an_open_file_to_others(wide):
     wide.wait(lambda: (wide.value_of("document.activeElement.ariaLabel") or "").startswith(names[1]))
 
 
-def test_picture_opens_large_and_back_closes_it(page):
-    page.search("a dog")
-    names = page.names()
-    page.all(".tile")[names.index("cat.jpg")].click()
+def test_picture_opens_large_and_back_closes_it(narrow):
+    narrow.search("a dog")
+    names = narrow.names()
+    narrow.all(".tile")[names.index("cat.jpg")].click()
 
     large = "const i = document.querySelector('.stage img'); return i?.complete && i.naturalWidth"
-    assert page.wait(lambda: page.script(large)) > 300
-    page.driver.back()
-    page.wait_without("#viewer[open]")
-    assert page.names() == names
+    assert narrow.wait(lambda: narrow.script(large)) > 300
+    narrow.driver.back()
+    narrow.wait_without("#viewer[open]")
+    assert narrow.names() == names
 
 
 def test_file_has_an_address(wide):
@@ -385,19 +378,19 @@ def test_map_shows_files_and_opens_them(wide, ids):
     assert wide.one(".card")
 
 
-def test_nothing_serious_is_wrong_for_a_screen_reader(page):
+def test_nothing_serious_is_wrong_for_a_screen_reader(wide):
     check = "axe.run().then((answer) => arguments[0](answer.violations.map((each) => [each.impact, each.id])))"
 
     def serious_violations():
-        page.script(AXE.read_text(encoding="utf-8"))
-        return [name for impact, name in page.driver.execute_async_script(check) if impact in ("serious", "critical")]
+        wide.script(AXE.read_text(encoding="utf-8"))
+        return [name for impact, name in wide.driver.execute_async_script(check) if impact in ("serious", "critical")]
 
-    page.search("a dog")
+    wide.search("a dog")
     assert serious_violations() == []
-    open_first_file(page)
+    open_first_file(wide)
     assert serious_violations() == []
-    page.type(Keys.ESCAPE)
-    page.wait_without("#viewer[open]")
-    page.click("#map")
-    page.one("#plane canvas")
+    wide.type(Keys.ESCAPE)
+    wide.wait_without("#viewer[open]")
+    wide.click("#map")
+    wide.one("#plane canvas")
     assert serious_violations() == []

@@ -56,11 +56,6 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
     assert search(client, like=[str(collection / "cat.jpg")])["hits"] == hits
 
 
-@pytest.mark.parametrize("below", ["{}", "/"])
-def test_below_a_folder_are_all_files(client, collection, ids, below):
-    assert sorted(names(client, below=below.format(collection))) == sorted(ids)
-
-
 def test_conditions_are_joined_and_a_wrong_one_is_named(client, collection):
     conditions = ["kind == 'image'", "'c' in path"]
 

@@ -3,13 +3,15 @@
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
+from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
-from serve.conftest import serving_index
 from support.api import encoded
 
 from onepeace.errors import UsageError
@@ -38,32 +40,48 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
             list(pool.map(use, range(NUM_CLIENTS)))
 
 
+def configuration(index, **options):
+    """How `run` configures uvicorn."""
+    configurations = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.Server.run", lambda server, **_: configurations.append(server.config))
+        run(index, port=0, **options)
+    return configurations[0]
+
+
 @pytest.fixture(scope="module")
-def impatient(index_folder, tmp_path_factory):
-    """The address of a server that waits half a second for a request."""
-    hasty = "Index.embedder = None; server.ARRIVAL_SECONDS = 0.5"
-    with serving_index(index_folder, tmp_path_factory.mktemp("server") / "temporary", hasty) as (_, address):
-        yield address
+def impatient(index):
+    """The host and port of a server in this process that waits a fifth of a second for a request."""
+    server = uvicorn.Server(configuration(index))
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
+        patch.setattr("onepeace.serve.server.ARRIVAL_SECONDS", 0.2)
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.mark.parametrize(
-    ("start", "num_answers"),
+    ("start", "is_second"),
     [
-        ("", 0),
-        ("GET /health HTTP/1.1\r\n", 0),
-        ("POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{", 0),
-        ("GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health", 1),
+        ("", False),
+        ("GET /health HTTP/1.1\r\n", False),
+        ("POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{", False),
+        ("GET /health", True),
     ],
 )
-def test_request_that_does_not_arrive_is_ended(impatient, start, num_answers):
-    url = urlsplit(impatient)
-    received = b""
-    with socket.create_connection((url.hostname, url.port), timeout=60) as connection, suppress(ConnectionResetError):
-        connection.sendall(start.encode())
-        received = connection.makefile("rb").read()
+def test_request_that_does_not_arrive_is_ended(impatient, start, is_second):
+    connection = HTTPConnection(*impatient, timeout=60)
+    connection.connect()
+    if is_second:
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+    connection.sock.sendall(start.encode())
 
-    assert received.count(b"HTTP/1.1 200") == num_answers
-    assert httpx.get(f"{impatient}/health", timeout=60, trust_env=False).status_code == 200
+    with suppress(ConnectionResetError):
+        assert connection.sock.recv(1) == b""
+    connection.close()
 
 
 def test_port_that_is_taken(index, server):
@@ -79,11 +97,8 @@ def test_address_that_is_open_to_others(index):
 
 
 @pytest.mark.parametrize(("password", "is_answered"), [(None, False), ("battery staple", True)])
-def test_host_name_of_a_proxy_needs_a_password(index, monkeypatch, password, is_answered):
-    apps = []
-    monkeypatch.setattr("uvicorn.Server.run", lambda server, **_: apps.append(server.config.app))
+def test_host_name_of_a_proxy_needs_a_password(index, password, is_answered):
+    app = configuration(index, auth=password).app
 
-    run(index, port=0, auth=password)
-
-    with TestClient(apps[0], base_url="https://photos.example.org") as client:
+    with TestClient(app, base_url="https://photos.example.org") as client:
         assert client.get("/health").is_success == is_answered

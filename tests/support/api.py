@@ -79,7 +79,3 @@ def assert_error(answer, status):
     assert "\n" not in text
     assert len(text) < 400
     return text
-
-
-ADDRESS = "http://127.0.0.1:1/dog.jpg"
-"""Address of nobody: nothing may be fetched from it."""

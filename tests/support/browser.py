@@ -78,8 +78,7 @@ class Page:
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
-        driver.get(f"{address}/health")
-        self.script("localStorage.clear()")
+        driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "local_storage"})
         driver.get(address)
         self.one(".card")
 
@@ -130,7 +129,7 @@ class Page:
         Args:
             awaited: the condition in words, for the message of a failure.
         """
-        waiting = WebDriverWait(self.driver, PATIENCE, 0.1, [StaleElementReferenceException])
+        waiting = WebDriverWait(self.driver, PATIENCE, 0.02, [StaleElementReferenceException])
         try:
             return waiting.until(lambda _: condition())
         except TimeoutException:
