@@ -1,6 +1,5 @@
 """Building an index: what is known of each file, and where nothing is built."""
 
-import os
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ from support.random_model import save_random_model
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, embed, maintain, remove
+from onepeace.index import Index, embed, remove
 from onepeace.index.database import writing
 
 
@@ -124,24 +123,11 @@ def test_no_index_of_folders_without_files(build, index, tmp_path):
     assert not index.exists()
 
 
-def test_no_index_by_a_wrong_name_of_a_model(words, index):
-    with pytest.raises(UserError, match="tinny"):
-        maintain.build(index, words, model="tinny")
-    assert not index.exists()
-
-
 def test_no_index_where_there_is_something_else(build, words):
     with pytest.raises(UserError, match="other files"):
         build(words, into=words)
     with pytest.raises(UsageError, match="is a file"):
         build(words, into=words / "0.txt")
-
-
-@pytest.mark.parametrize("change", [maintain.update, check])
-def test_no_index_to_update_or_check(tmp_path, change):
-    with pytest.raises(UserError, match="no index"):
-        change(tmp_path)
-    assert not os.listdir(tmp_path)
 
 
 def test_remove_stays_out_until_named_again(build, update, words, index):

@@ -124,6 +124,7 @@ def test_damaged_index_is_built_again_by_force(index, tmp_path, samples, capsys)
 
     assert main(["index", "build", str(index), str(pictures)]) == 1
     assert main(["index", "build", str(index), str(pictures), "--force", "--device", "cpu"]) == 0
+    assert main(["index", "check", str(index)]) == 0
     assert check(index).files == len(list(pictures.iterdir()))
     assert main(["index", "build", str(tmp_path / "files"), str(pictures), "--force"]) == 1  # holds other files
     assert (tmp_path / "files").is_dir()

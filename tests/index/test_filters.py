@@ -258,10 +258,9 @@ def test_short_forms_are_one_condition(database):
     assert short_forms() is None
 
 
-@pytest.mark.parametrize("option", ["after", "before"])
-def test_short_form_that_is_no_date(option):
-    with pytest.raises(UsageError, match=f"^{option}: "):
-        short_forms(**{option: "yesterday"})
+def test_short_form_that_is_no_date():
+    with pytest.raises(UsageError, match="before"):
+        short_forms(before="yesterday")
 
 
 def test_many_values_are_not_too_deep(database):

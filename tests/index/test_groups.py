@@ -197,20 +197,10 @@ def vectors():
     return unit(vectors)
 
 
-def test_plane_fills_a_square(vectors):
-    points = plane(vectors, PICTURES)
-
-    assert points.shape == (60, 2)
-    assert points.dtype == np.float32
-    assert points.min() >= 0
-    assert points.max() <= 1
-    assert np.ptp(points, axis=0).min() > 0.95
-    assert (plane(vectors, PICTURES) == points).all()
-
-
 def test_plane_is_the_principal_components_up_to_sign_and_scale(vectors):
     sklearn = pytest.importorskip("sklearn.decomposition")
     points = plane(vectors, PICTURES)
+    assert np.ptp(points, axis=0).min() > 0.95
     is_inside = ((points > 0) & (points < 1)).all(axis=1)
 
     expected = sklearn.PCA(2).fit_transform(unit(vectors - vectors.mean(axis=0)))

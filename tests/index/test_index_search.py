@@ -9,7 +9,7 @@ from support.indexes import META, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
-from onepeace.index.database import DATABASE, Store
+from onepeace.index.database import Store
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Banks
 from onepeace.index.query import encode
@@ -92,16 +92,6 @@ def test_long_sound_is_one_hit_at_its_nearest_window(fill):
     assert results.relevant is None  # there is no calibration
 
 
-def test_near_copies_are_one_hit_of_each_modality(fill):
-    index = fill({"a.jpg": 6, "a.png": 7, "a.ogg": 6, "b.jpg": 45})
-
-    collapsed = index.search(QUERY)
-
-    assert names(collapsed) == "a.jpg a.ogg b.jpg"
-    assert [hit.copies for hit in collapsed] == [("/p/a.png",), (), ()]
-    assert search(index, collapse=False) == "a.jpg a.ogg a.png b.jpg"
-
-
 def test_photograph_is_no_copy_of_a_video(fill):
     index = fill({"a.jpg": 6, "b.jpg": 6.1})
     with closing(Store(index.folder, write=True)) as store, store.transaction():
@@ -151,6 +141,7 @@ def test_many_windows_or_copies_hide_no_better_file_of_their_modality(fill):
         ("/p/a", "a/1.jpg a/b/2.jpg"),
         (["/p/a/b/", "/p/ab/3.jpg", "/p/none"], "a/b/2.jpg ab/3.jpg"),
         (["/p/a.tar"], "a.tar::4.jpg"),
+        ("/", "a/1.jpg a/b/2.jpg ab/3.jpg a.tar::4.jpg"),
     ],
 )
 def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
@@ -198,16 +189,6 @@ def test_calls_see_the_latest_state_and_those_inside_reading_one(two):
         assert len(two) == 2
     assert search(two) == "b.jpg"
     assert len(two) == 1
-
-
-def test_idle_reader_lets_the_log_of_a_writer_end(two):
-    search(two)
-    log = two.folder / f"{DATABASE}-wal"
-    with closing(Store(two.folder, write=True)) as store:
-        for number in range(1000):
-            with store.transaction():
-                store.meta["number"] = str(number)
-        assert log.stat().st_size < 20_000_000  # 33 MB where a reader holds a transaction
 
 
 def test_parts_of_a_query_are_one_vector_with_weights(fill):

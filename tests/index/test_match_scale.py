@@ -101,30 +101,24 @@ def test_scale_closes_the_gap_between_modalities(folder_banks, pictures, sounds)
     assert num_first["z"] > 45
 
 
-def test_match_of_unrelated_queries_is_spread_evenly(folder_banks, pictures):
-    matches = [match_of_best(folder_banks, query_of_word(vector), pictures) for vector in around(10, 300, 1.0)]
-
-    assert np.mean(matches) == pytest.approx(0.5, abs=0.06)
-    assert np.mean(np.array(matches) > 0.9) == pytest.approx(0.1, abs=0.06)
-
-
 @pytest.mark.parametrize(
     "weights",
     [
+        [("word", 1.0)],
         [("image", 1.0), ("word", 1.0)],
         [("word", 1.0), ("word", -0.5)],
         [("image", 0.7), ("word", 0.3)],
     ],
     ids=str,
 )
-def test_match_of_unrelated_mixtures_is_spread_evenly(banks, folder_banks, pictures, weights):
+def test_match_of_unrelated_queries_is_spread_evenly(banks, folder_banks, pictures, weights):
     random = np.random.default_rng(0)
     matches = []
     for _ in range(200):
         parts = [(bank, random.choice(banks.vectors[bank]), weight) for bank, weight in weights]
         matches.append(match_of_best(folder_banks, query_of(*parts), pictures))
 
-    # beside the bank of the heaviest part alone the means would be 0.82, 0.02 and 0.77
+    # beside the bank of the heaviest part alone the means of the mixtures would be 0.82, 0.02 and 0.77
     assert np.mean(matches) == pytest.approx(0.5, abs=0.08)
     assert np.mean(np.array(matches) > LIKELY) < 0.1
 

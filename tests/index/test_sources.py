@@ -64,15 +64,6 @@ def test_folder_without_what_was_removed(tree):
     assert names_below(tree, *roots_of([tree]), *removed) == "sub/b.txt"
 
 
-def test_folder_whose_patterns_cannot_be_read(tree):
-    (tree / "sub" / ".onepeaceignore").write_text("!\n")
-
-    scanned = scan(roots_of([tree / "sub", tree / "a.jpg"]))
-
-    assert [problem.path for problem in scanned.problems] == [tree / "sub"]
-    assert [*scanned.entries] == [str(tree / "a.jpg")]
-
-
 def test_named_file_is_known_by_its_content(tree, samples):
     (tree / "photo.bak").write_bytes((samples / "images" / "dog.jpg").read_bytes())
     roots = roots_of([tree / "photo.bak", tree / "sub" / "c.xyz", tree / "sub" / ".hidden.jpg"])
