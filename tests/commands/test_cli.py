@@ -92,6 +92,7 @@ search INDEX --like nope.jpg
 search SAMPLES --text a --model nope
 index build NEW nope
 index update nope
+index check nope
 index remove nope x
 index remove INDEX nope
 index stats nope
@@ -156,8 +157,8 @@ def test_options_may_stand_between_positional_arguments(tmp_path, run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="answers come through file descriptor 8")
-@pytest.mark.parametrize(("line", "word"), [("onepeace sea", "search"), ("onepeace search x --sort d", "date")])
-def test_completion_of_a_word(line, word):
+def test_completion_of_a_word():
+    line = "onepeace search x --sort d"
     environment = {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_IFS": "\n",
@@ -166,7 +167,7 @@ def test_completion_of_a_word(line, word):
         "COMP_POINT": str(len(line)),
     }
     command = f"exec '{sys.executable}' -m onepeace 8>&1 9>/dev/null 1>/dev/null 2>&1"
-    assert run_process(["sh", "-c", command], **environment).stdout.split() == [word]
+    assert run_process(["sh", "-c", command], **environment).stdout == "date"
 
 
 # ------------------------------------------------------------------ ends

@@ -8,10 +8,10 @@ import torch
 EVIL = "a\x1b[2J\x1b]0;title\x07\r\u202eb"
 
 
-@pytest.fixture
-def evil(samples, random_folder, tmp_path):
+@pytest.fixture(scope="module")
+def evil(samples, random_folder, tmp_path_factory):
     """A folder of a picture, tables, a checkpoint, a recipe and a model folder with such names in and on them."""
-    folder = tmp_path / EVIL
+    folder = tmp_path_factory.mktemp("evil") / EVIL
     folder.mkdir()
     shutil.copy(samples / "images/dog.jpg", folder / f"{EVIL}.jpg")
     (folder / "broken.jpg").write_bytes(b"no picture")
@@ -30,28 +30,31 @@ def evil(samples, random_folder, tmp_path):
     [
         ("search FOLDER EVIL --no-index MODEL", 1),
         ("search FOLDER --text x --where EVIL", 2),
-        ("index build FOLDER/index FOLDER MODEL", 1),
-        ("index build FOLDER/index FOLDER/columns.jsonl MODEL", 2),
-        ("embed FOLDER -o FOLDER/v.npz MODEL", 1),
+        ("index build OUT FOLDER MODEL", 1),
+        ("index build OUT FOLDER/columns.jsonl MODEL", 2),
+        ("embed FOLDER -o OUT.npz MODEL", 1),
         ("classify FOLDER --labels EVIL,b MODEL", 1),
         ("explain FOLDER EVIL MODEL", 1),
-        ("shards FOLDER/t.csv -o FOLDER/out/set", 1),
-        ("finetune FOLDER/t.csv -o FOLDER/out", 1),
+        ("shards FOLDER/t.csv -o OUT/set", 1),
+        ("finetune FOLDER/t.csv -o OUT", 1),
         ("train FOLDER/r.yaml", 1),
-        ("convert FOLDER/tensors.pt -o FOLDER/out", 1),
-        ("export FOLDER/model -o FOLDER/out", 1),
+        ("convert FOLDER/tensors.pt -o OUT", 1),
+        ("export FOLDER/model -o OUT", 1),
         ("info FOLDER/model", 1),
         ("--import EVIL.py info tiny", 2),
         ("doctor --EVIL", 2),
     ],
 )
-def test_no_control_character_is_printed(run, random_folder, evil, line, code):
+def test_no_control_character_is_printed(run, random_folder, evil, tmp_path, line, code):
+    places = {"FOLDER": str(evil), "OUT": str(tmp_path / EVIL), "EVIL": EVIL}
     arguments = []
     for word in line.split():
         if word == "MODEL":
             arguments += ["--model", random_folder, "--device", "cpu"]
         else:
-            arguments.append(word.replace("FOLDER", str(evil)).replace("EVIL", EVIL))
+            for name, place in places.items():
+                word = word.replace(name, place)
+            arguments.append(word)
     out, err = run(*arguments, code=code)
     assert err
     assert [letter for letter in out + err if not letter.isprintable() and letter != "\n"] == []

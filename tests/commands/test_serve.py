@@ -3,6 +3,7 @@
 import pytest
 
 from onepeace.commands import serve
+from onepeace.index import cache
 from onepeace.serve import server
 
 
@@ -11,7 +12,7 @@ def _elsewhere(tmp_path, monkeypatch):
     """A folder with no samples in it, no password, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(serve.PASSWORD, raising=False)
-    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "indexes_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onepeace.data.source import expand, read_source
-from onepeace.data.write import ShardWriter, new_shards
+from onepeace.data.write import new_shards
 from onepeace.errors import UserError
 from onepeace.index.sources import modalities_by_suffix, read_rows
 
@@ -223,22 +223,6 @@ def test_older_shards_are_replaced_only_by_force(older, shards):
     assert (older / "set-00003.tar.gz").read_text() == "older"
     shards("t.csv", ROW, "--force")
     assert names(older) == ["set-00000.tar", "set-other-00000.tar"]
-
-
-def test_older_shards_stay_after_ctrl_c(older, shards, monkeypatch):
-    write_sample = ShardWriter.write
-
-    def interrupted(self, *arguments, **fields):
-        if self.count == 2:
-            raise KeyboardInterrupt
-        return write_sample(self, *arguments, **fields)
-
-    before = names(older)
-    monkeypatch.setattr(ShardWriter, "write", interrupted)
-    err = shards("t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50, "--force", code=130).err
-    assert err.startswith("onepeace: stopped; nothing was written")
-    assert names(older) == before
-    assert (older / "set-00000.tar").read_text() == "older"
 
 
 @pytest.mark.parametrize(
