@@ -191,42 +191,6 @@ def test_command_that_measures_nothing_fails(evaluate, left_out, word):
     assert word in err
 
 
-REAL_FILES = """
-sets:
-  pictures: {protocol: retrieval, modality: image, shards: "val/pictures.tar", at: [1, 3]}
-  sounds: {protocol: zero_shot, modality: audio, shards: "val/sounds.tar", at: [2]}
-"""
-
-
-def write_files(shard, *paths):
-    """A shard of files, each with its name as label and as caption."""
-    samples = {}
-    for path in paths:
-        samples[path.stem] = described(path.read_bytes(), path.stem, label=path.stem)
-    write_shard(shard, samples, paths[0].suffix.removeprefix("."))
-
-
-@pytest.fixture
-def evaluate_real_files(tmp_path, samples, command):
-    """Runs the command on three sample pictures and two sounds, with a model folder."""
-    write_files(tmp_path / "val/pictures.tar", *sorted(samples.glob("images/*.jpg"))[:3])
-    write_files(tmp_path / "val/sounds.tar", *sorted(samples.glob("sounds/*.ogg"))[:2])
-    recipe = write_recipe(tmp_path, REAL_FILES)
-    return lambda: command("evaluate", recipe, "--data", tmp_path, "--json")
-
-
-def test_command_measures_a_model_folder_on_real_files(evaluate_real_files):
-    code, out, _ = evaluate_real_files()
-    _, first_three, _, _, first_two = json_lines(out)
-
-    assert code == 0
-    assert first_three["metric"] == "text to image R@3"
-    assert first_three["value"] == 1
-    assert first_three["n"] == 3
-    assert first_two["metric"] == "top-2 of 2"
-    assert first_two["n"] == 2
-
-
 def test_shipped_matches_are_classes_of_esc50_and_distinct_pictures():
     matches = read_recipe(SHIPPED).sets["esc50_tiny_imagenet"].matches
     sounds = json.loads((SHIPPED.parents[1] / "layouts" / "esc50_captions.json").read_text(encoding="utf-8"))

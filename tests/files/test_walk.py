@@ -111,20 +111,6 @@ def test_pipes_and_links_to_nothing_are_reported(tree):
     assert names(tree) == NAMES
 
 
-def test_folder_without_permission_is_reported(tree, monkeypatch):
-    scandir = os.scandir
-
-    def guarded(path):
-        if os.fspath(path).endswith("sub"):
-            raise PermissionError(13, "Permission denied", os.fspath(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)  # root may read anything
-
-    assert problems(tree) == [("sub", "Permission denied")]
-    assert names(tree) == NAMES[:3]
-
-
 AS_ANOTHER_USER = """
 import os, sys
 from onepeace.files.walk import walk

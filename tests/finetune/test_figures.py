@@ -109,17 +109,12 @@ def test_report_has_no_interval_of_a_class_with_one_file(with_errors):
     assert [file for file, *_ in errors.rows[2:]] == ["0.jpg", "3.jpg"]
 
 
-def test_interval_of_few_right_answers_has_width():
-    ones = np.ones(20)
-    _, after, _ = gain_of_groups(ones, ones, np.arange(20))
-    assert after.value == after.high == 1
-    assert 0.7 < after.low < 0.95
-
-
-def test_interval_of_a_gain_is_paired():
+def test_intervals_of_few_answers_have_width_and_those_of_gains_are_paired():
     ones = np.ones(20)
     groups = np.arange(20)
-    _, _, no_gain = gain_of_groups(ones, ones, groups)
+    _, after, no_gain = gain_of_groups(ones, ones, groups)
+    assert after.value == after.high == 1
+    assert 0.7 < after.low < 0.95
     assert no_gain == (0, 0, 0)
     _, _, full_gain = gain_of_groups(0 * ones, ones, groups)
     assert full_gain.low > 0.5

@@ -108,11 +108,7 @@ def test_folder_of_something_else_is_refused(captions_table, finetune, tmp_path)
     assert letter.read_text() == "dear all"
 
 
-def test_failed_call_leaves_no_folder(captions_table, finetune, out, tmp_path):
-    """If it stayed, the next call would find data of another model in it."""
-    err = finetune(captions_table, model=tmp_path / "nomodel", code=2).err
-    assert "nomodel" in err
-    assert not out.exists()
+def test_failed_call_leaves_no_folder(captions_table, finetune, out):
     err = finetune(captions_table, "bogus=1", code=1).err
     assert "bogus" in err
     assert not out.exists()
@@ -151,10 +147,9 @@ def test_force_removes_nothing_that_the_call_needs(captions_table, random_folder
     assert (out / "model" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["tabel.csv", "/nowhere/tabel.csv"])
-def test_force_with_a_wrong_source_removes_nothing(finetune, begun, name):
+def test_force_with_a_wrong_source_removes_nothing(finetune, begun):
     names = sorted(path.name for path in begun.iterdir())
-    assert_one_line(finetune(name, "--force", code=2).err, name)
+    assert_one_line(finetune("tabel.csv", "--force", code=2).err, "tabel.csv")
     assert sorted(path.name for path in begun.iterdir()) == names
 
 

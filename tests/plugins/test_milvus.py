@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
-from support.indexes import add, fabricate
+from support.indexes import add, fabricate, unit
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, remove, update, vectors
@@ -26,8 +26,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def unit_vectors(count):
-    vectors = RANDOM.normal(size=(count, WIDTH)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit(RANDOM.normal(size=(count, WIDTH)))
 
 
 QUERIES = unit_vectors(5)

@@ -180,7 +180,3 @@ def test_backbone_of_transformers_has_the_weights():
     maps = create_tiny(features_only=True, out_indices=(0, 2))(pixels)
     for feature_map, expected in zip(backbone(pixels).feature_maps, maps, strict=True):
         assert torch.equal(feature_map, expected)
-    assert maps[-1].shape == (1, 256, 2, 3)
-    backbone.train()(pixels).feature_maps[-1].sum().backward()
-    for name, parameter in backbone.named_parameters():
-        assert parameter.grad is not None, name  # what no map needs is gone
