@@ -383,8 +383,11 @@ def keep(store: Store) -> None:
 
     If the disk is full, a warning is logged instead: the files only save time.
     """
-    if any(faults(store)):
+    lost = list(faults(store))
+    if lost:
+        log.warning("%s: %s; it is written again", store.folder, ", ".join(lost))
         remove_derived(store.folder)
+        store.meta.pop(DERIVED, None)
     matrix = Matrix(store)
     try:
         if not matrix.is_mapped or matrix.needs_lists():

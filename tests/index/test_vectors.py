@@ -154,7 +154,7 @@ def test_database_that_was_replaced_by_its_older_copy(index, tmp_path):
 
 @pytest.mark.parametrize("verified", [1 << 23, 0])
 @pytest.mark.parametrize("damage", [lambda content: content[:2000], lambda content: b"", flipped])
-def test_damaged_file_is_seen_by_check_and_written_again_by_update(index, monkeypatch, damage, verified):
+def test_damaged_file_is_seen_by_check_and_written_again_by_update(index, monkeypatch, caplog, damage, verified):
     """A large one with a flipped bit is used until then."""
     monkeypatch.setattr(vectors, "VERIFIED", verified)
     (path,) = derived(index)
@@ -167,8 +167,10 @@ def test_damaged_file_is_seen_by_check_and_written_again_by_update(index, monkey
     if verified or damage is not flipped:
         assert num_found(index) == 300
 
+    caplog.clear()
     keep_matrix(index)
     assert check(index).ok
+    assert caplog.messages == [f"{index}: {path.name} is not what was written; it is written again"]
 
 
 def test_vectors_that_the_database_lacks_are_seen_by_check(index):
