@@ -1,4 +1,5 @@
-"""The code in README.md and docs/ runs and prints what is shown (support/readme.py; `make readme` writes it).
+"""The code in README.md and docs/ runs and prints what is shown (support/readme.py; `make readme` writes it), and that
+in the notebook of examples/ runs.
 
 Links lead somewhere, and README.md stays short.
 
@@ -6,6 +7,7 @@ The python blocks of a file run in one namespace, bash and console blocks in a s
 looks like the checkout and takes what they write. Blocks that are left out say why.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,21 @@ def test_readme_code_runs_and_prints_what_is_shown(name, checkout):
     for block, printed in zip(RUN[name], run_blocks(name, RUN[name]), strict=True):
         if block.shown is not None:
             assert_shown(block.shown, printed)
+
+
+@pytest.mark.usefixtures("quick_finetuning", "checkout")
+def test_notebook_lists_the_errors_of_a_finetuning(capsys):
+    """Of the one in README.md, which is finished if its test ran before."""
+    notebook = json.loads((ROOT / "examples" / "finetune_and_errors.ipynb").read_text(encoding="utf-8"))
+    namespace: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), namespace)  # noqa: S102
+
+    out = capsys.readouterr().out
+    assert out.split()[:5] == ["set", "metric", "before", "after", "gain"]
+    assert out.count("nearest other:") == len(namespace["files"]) > 0
 
 
 def test_top_readme_shows_the_library_and_the_command_line():

@@ -123,13 +123,13 @@ BROKEN = {"text": "a dog", "smell": 1}
 )
 def test_stream_holds_a_bounded_number_of_items(model, counts_of_items, side_by_side, first, following, workers, limit):
     side_by_side(workers)
-    items = itertools.chain([first], itertools.repeat(following, 3999))
+    items = itertools.chain([first], itertools.repeat(following, 2499))
 
     for result in model.stream(items, batch_size=64):
         is_broken = following is BROKEN and result.index > 0
         assert (result.vector is None) == is_broken
 
-    assert len(counts_of_items) == 4000
+    assert len(counts_of_items) == 2500
     assert max(counts_of_items) <= limit + 2
 
 

@@ -1,4 +1,5 @@
-"""Programs of examples/ do what their first lines say; add_a_modality.py: tests/model/test_new_modality.py."""
+"""Programs of examples/ do what their first lines say; add_a_modality.py: tests/model/test_new_modality.py, the notebook:
+tests/test_readme.py."""
 
 import io
 import json
@@ -7,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.readme import like_checkout
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -36,19 +36,3 @@ def test_disk_is_searched_by_words_and_by_files(search_disk, samples):
     assert "cat.ogg" in by_words
     assert "cat.ogg" not in by_file  # a file that asks is not among the answers
     assert by_file.count(str(samples)) == 5
-
-
-@pytest.mark.usefixtures("quick_finetuning")
-def test_notebook_finetunes_and_lists_errors(tmp_path, capsys):
-    notebook = json.loads((EXAMPLES / "finetune_and_errors.ipynb").read_text(encoding="utf-8"))
-    namespace: dict[str, object] = {}
-
-    with like_checkout(tmp_path):
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "code":
-                assert not cell["outputs"]
-                exec("".join(cell["source"]), namespace)  # noqa: S102
-
-    out = capsys.readouterr().out
-    assert out.split()[:5] == ["set", "metric", "before", "after", "gain"]
-    assert out.count("nearest other:") == len(namespace["files"]) > 0
