@@ -1,5 +1,7 @@
-"""Programs of examples/ do what their first lines say; add_a_modality.py: tests/model/test_new_modality.py, the notebook:
-tests/test_readme.py."""
+"""Programs of examples/ do what their first lines say.
+
+add_a_modality.py: tests/model/test_new_modality.py; the notebook: tests/test_readme.py.
+"""
 
 import io
 import json
