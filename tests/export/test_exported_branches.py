@@ -1,6 +1,7 @@
 """Exported branches: the vectors of the model without it, from raw inputs of any number and length."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig
 from onepeace.errors import UserError
 from onepeace.export import folder as folders
-from onepeace.export import int8
+from onepeace.export import graph, int8, text_branch
 from onepeace.export.folder import export_model
+from onepeace.export.text_branch import TextBranch
+from onepeace.hub.resolve import fingerprint
+from onepeace.index import Index, maintain
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -94,13 +98,28 @@ def export(folder, modalities):
 
 
 @pytest.fixture(scope="module")
-def exported(folder):
+def traced_once():
+    """Both forms of an export share the trace of a branch, which takes seconds."""
+    programs = {}
+
+    def trace(branch, example):
+        if branch.key not in programs:
+            programs[branch.key] = graph.trace(branch, example)
+        return programs[branch.key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders, "trace", trace)
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported(folder, traced_once):
     """Texts; to make a graph takes seconds, so tests of the others are slow."""
     return export(folder, "text")
 
 
 @pytest.fixture(scope="module")
-def exported_media(folder):
+def exported_media(folder, traced_once):
     return export(folder, "image,audio")
 
 
@@ -193,16 +212,16 @@ def all_weights(monkeypatch):
     monkeypatch.setattr(int8, "LEAST", 256)
 
 
-def weights_of(graph):
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+def weights_of(loaded):
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in loaded.graph.initializer}
 
 
 @pytest.mark.usefixtures("all_weights")
 def test_int8_weights_are_those_of_the_file_to_half_a_step(exported):
-    graph = onnx.load(exported / "text.onnx")
-    weights = weights_of(graph)
-    int8.store(graph)
-    stored = weights_of(graph)
+    loaded = onnx.load(exported / "text.onnx")
+    weights = weights_of(loaded)
+    int8.store(loaded)
+    stored = weights_of(loaded)
 
     rounded_size = 0
     for name, weight in weights.items():
@@ -264,6 +283,7 @@ def test_file_with_other_outputs_gets_no_name(folder, tmp_path, monkeypatch, for
 
 
 @pytest.mark.parametrize("modality", ["text", pytest.param("audio", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("traced_once")
 def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path, modality):
     arguments = ["-o", str(tmp_path / "out"), "--form", "torch", "--modalities", modality]
     assert main(["export", str(folder), *arguments]) == 0
@@ -280,3 +300,66 @@ def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path
         # After the vectors of texts come the probabilities of their heads.
         vectors = outputs[0] if modality == "text" else outputs
         assert_near(vectors, encode(model, modality, items), 1e-5)
+
+
+# The text branch in the cache
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The folder of text branches in the cache; none is there."""
+    monkeypatch.setattr(text_branch, "cache_folder", lambda: tmp_path)
+    return tmp_path / "text"
+
+
+@pytest.fixture
+def kept(exported, folder, cached):
+    """The folder of the text branch in the cache, which has the name of the model's hash."""
+    return shutil.copytree(exported, cached / fingerprint(folder))
+
+
+def test_text_branch_has_the_vectors_of_the_model(kept, model):
+    np.testing.assert_allclose(TextBranch.open(kept.name).encode(TEXTS), model.encode_text(TEXTS), atol=1e-5)
+
+
+def test_text_branch_is_not_used_without_onnxruntime(kept, monkeypatch, caplog):
+    monkeypatch.setattr(text_branch, "find_spec", lambda name: None)
+
+    assert TextBranch.open(kept.name) is None
+    assert "onepeace.export.text_branch" not in [record.name for record in caplog.records]
+
+
+def test_damaged_text_branch_is_not_used_and_removed(kept, caplog):
+    """The next update of an index then writes it again."""
+    path = kept / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+
+    with caplog.at_level(logging.WARNING, "onepeace"):
+        assert TextBranch.open(kept.name) is None
+
+    assert "tokenizer.json" in caplog.text
+    assert not kept.exists()
+
+
+@pytest.mark.usefixtures("cached")
+def test_index_of_many_files_has_the_text_branch_written_once_and_is_searched_by_it(
+    exported, folder, tmp_path, monkeypatch
+):
+    exports = []
+
+    def copy(name, target, *, modalities, replace):
+        exports.append(modalities)
+        shutil.copytree(exported, target)
+
+    monkeypatch.setattr(folders, "export_model", copy)
+    monkeypatch.setattr(maintain, "EXPORT_FROM", 2)
+    paths = []
+    for number, expected in enumerate([[], [["text"]], [["text"]]]):
+        paths.append(tmp_path / f"{number}.txt")
+        paths[-1].write_text(f"words {number}")
+        maintain.build(tmp_path / "index", paths, str(folder), device="cpu", progress=False)
+        assert exports == expected
+
+    monkeypatch.setattr("onepeace.embed.embedder.load", None)
+    with Index.open(tmp_path / "index") as index:
+        assert len(index.search("words", collapse=False)) == 3

@@ -35,11 +35,11 @@ def assert_one_line(err, text):
 
 def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetune, tmp_path, caplog, monkeypatch):
     """Relative paths of the first call are of another working directory in the second."""
-    overrides = ("schedule.steps=30", "run.save_every=10")
+    overrides = ("schedule.steps=12", "run.save_every=4")
     train = running.train
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
-        patch.setattr(running, "train", lambda recipe: train(recipe, stop_at=12))
+        patch.setattr(running, "train", lambda recipe: train(recipe, stop_at=5))
         relative_model = os.path.relpath(random_folder)
         err = finetune(captions_table, *overrides, out="out", model=relative_model, code=1).err
     assert "to resume" in err
@@ -49,8 +49,8 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     finetune(captions_table, *overrides, out=moved)
 
-    assert caplog.text.count("resuming from step 10") == 1
-    assert read_log(moved / "log.jsonl")[-1]["step"] == 30
+    assert caplog.text.count("resuming from step 4") == 1
+    assert read_log(moved / "log.jsonl")[-1]["step"] == 12
     data = json.loads((moved / "settings.json").read_text())["data"]
     assert data["root"] == str(moved / "data")
     assert data["frozen_folder"] == str(moved / "frozen")
