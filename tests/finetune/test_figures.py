@@ -3,12 +3,12 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
+
 
 from onepeace.data.sample import Sample
 from onepeace.evaluate.intervals import gain_of_groups
 from onepeace.finetune import answers
-from onepeace.finetune.answers import Answers, by_class, gains
+from onepeace.finetune.answers import Answers, gains
 from onepeace.finetune.report import _tables
 from onepeace.finetune.split import FILE, GROUP
 
@@ -83,32 +83,6 @@ def test_equal_captions_are_one_text_that_all_their_items_have(monkeypatch):
     assert len(set(texts.groups)) == 1  # all groups share a text with another
 
 
-@pytest.fixture
-def with_errors():
-    """Answers of a model that often takes an owl for a dog."""
-    right = ["cat", "cat", "dog", "owl", "owl", "owl"]
-    predicted = ["dog", "cat", "dog", "dog", "owl", "dog"]
-    return classified(right, predicted, confidence=[0.6, 0.9, 0.9, 0.5, 0.7, 0.8])
-
-
-def test_classes_with_the_lowest_accuracy_come_first(with_errors):
-    before = classified(with_errors.labels, with_errors.labels)
-    rows = []
-    for label, num_files, _, gain in by_class(before, with_errors):
-        rows.append((label, num_files, gain.before.value, gain.after.value))
-    assert rows == [("owl", 3, 1, 1 / 3), ("cat", 2, 1, 0.5), ("dog", 1, 1, 1)]
-
-
-def test_report_has_no_interval_of_a_class_with_one_file(with_errors):
-    result = SimpleNamespace(before=[with_errors], after=[with_errors])
-    by_class, errors = _tables(result)
-    assert by_class.rows[-1] == ("dog", "1", "1", "100.0%", "100.0%", "+0.0%")
-    assert "(" in by_class.rows[1][3]
-    assert errors.title.startswith("3 errors, the most confident first")
-    assert errors.rows[1] == ("5.jpg", "owl", "dog", "80%")
-    assert [file for file, *_ in errors.rows[2:]] == ["0.jpg", "3.jpg"]
-
-
 def test_intervals_of_few_answers_have_width_and_those_of_gains_are_paired():
     ones = np.ones(20)
     groups = np.arange(20)
@@ -135,3 +109,21 @@ def test_interval_holds_the_figure_of_other_files():
         num_held_by_files += by_files.low <= later.mean() <= by_files.high
     assert num_held >= 54  # of 60, by intervals of 95 %
     assert num_held_by_files < 45  # intervals of single files are too narrow
+
+
+def test_report_has_the_worst_classes_and_the_surest_errors_first():
+    """The model often takes an owl for a dog. A class with one file has no interval."""
+    right = ["cat", "cat", "dog", "owl", "owl", "owl"]
+    predicted = ["dog", "cat", "dog", "dog", "owl", "dog"]
+    after = classified(right, predicted, confidence=[0.6, 0.9, 0.9, 0.5, 0.7, 0.8])
+
+    by_class, errors = _tables(SimpleNamespace(before=[classified(right, right)], after=[after]))
+
+    _, owl, cat, dog = by_class.rows
+    assert owl[:2] == ("owl", "3")
+    assert owl[4].startswith("33.3% (")
+    assert cat[0] == "cat"
+    assert dog == ("dog", "1", "1", "100.0%", "100.0%", "+0.0%")
+    assert errors.title.startswith("3 errors, the most confident first")
+    assert errors.rows[1] == ("5.jpg", "owl", "dog", "80%")
+    assert [file for file, *_ in errors.rows[2:]] == ["0.jpg", "3.jpg"]

@@ -151,20 +151,11 @@ def test_optimizer_groups_are_those_of_our_recipes(folder):
     assert layer_id("adapters.image.bias_tables.2", 3) == 3
 
 
-@pytest.fixture
-def save_and_load(tmp_path):
-    """Saves a model as timm does, and loads it."""
-
-    def run(model, **options):
-        timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
-        return timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, **options).eval()
-
-    return run
-
-
-def test_saved_model_keeps_size_and_pooling(folder, save_and_load):
+def test_saved_model_keeps_size_and_pooling(folder, tmp_path):
     model = create(folder, num_classes=3, global_pool="avg", img_size=64)
-    loaded = save_and_load(model)
+    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
 
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(pixels), model(pixels))

@@ -112,18 +112,11 @@ def test_waveforms_of_arrays(processor, audio_processor):
     assert torch.equal(values["padding_mask"].sum(1), expected["lengths"])
 
 
-@pytest.fixture(scope="module")
-def saved_processor(processor, tmp_path_factory):
-    """The folder of that processor and a configuration."""
-    folder = tmp_path_factory.mktemp("processor")
+def test_saved_processor_gives_the_same(processor, samples, tmp_path):
     processor.tokenizer(TEXTS, max_length=5, padding="max_length")  # is not to be saved
-    processor.save_pretrained(folder)
-    plugin.OnePeaceConfig.from_onepeace("tiny").save_pretrained(folder)
-    return folder
-
-
-def test_saved_processor_gives_the_same(processor, saved_processor, samples):
-    loaded = transformers.AutoProcessor.from_pretrained(saved_processor)
+    processor.save_pretrained(tmp_path)
+    plugin.OnePeaceConfig.from_onepeace("tiny").save_pretrained(tmp_path)
+    loaded = transformers.AutoProcessor.from_pretrained(tmp_path)
     media = {
         "images": [samples / "images" / "cat.jpg"],
         "audio": [str(samples / "sounds" / "dog.ogg")],
@@ -132,13 +125,7 @@ def test_saved_processor_gives_the_same(processor, saved_processor, samples):
     values = loaded(text=TEXTS, return_tensors="pt", **media)
 
     assert type(loaded) is plugin.OnePeaceProcessor
-    assert set(values) == {
-        "input_ids",
-        "attention_mask",
-        "pixel_values",
-        "input_values",
-        "padding_mask",
-    }
+
     assert values["input_ids"].shape == (len(TEXTS), 17)
     for name, expected in processor(text=TEXTS, return_tensors="pt", **media).items():
         assert torch.equal(values[name], expected)
