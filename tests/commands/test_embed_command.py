@@ -25,29 +25,18 @@ def folder(tmp_path, dog):
     return path
 
 
-@pytest.fixture
-def columns(folder, tmp_path, run_model):
-    """The columns of the file with the vectors of the folder."""
+def test_vectors_are_those_of_an_index(folder, tmp_path, run_model):
     assert "broken.jpg" in run_model("embed", folder, "-o", tmp_path / "v.npz", code=1).err
-    with np.load(tmp_path / "v.npz") as data:
-        return {name: data[name] for name in data.files}
-
-
-@pytest.fixture
-def indexed(folder, tmp_path, run_model):
-    """What an index says of each file of the folder that can be read, and its vectors."""
     run_model("index", "build", tmp_path / "i", folder, code=1)
-    files = content(tmp_path / "i")
-    del files[str(folder / "broken.jpg")]
-    return files
 
-
-def test_vectors_are_those_of_an_index(columns, indexed):
-    assert set(columns["paths"].tolist()) == set(indexed)
-    for path, (about, vectors) in indexed.items():
-        rows = columns["paths"] == path
-        np.testing.assert_allclose(columns["vectors"][rows], vectors, atol=1e-5)
-        assert set(columns["kinds"][rows].tolist()) == {about["modality"]}
+    indexed = content(tmp_path / "i")
+    del indexed[str(folder / "broken.jpg")]
+    with np.load(tmp_path / "v.npz") as columns:
+        assert set(columns["paths"].tolist()) == set(indexed)
+        for path, (about, vectors) in indexed.items():
+            rows = columns["paths"] == path
+            np.testing.assert_allclose(columns["vectors"][rows], vectors, atol=1e-5)
+            assert set(columns["kinds"][rows].tolist()) == {about["modality"]}
 
 
 def test_texts_come_first_in_their_order_also_equal_ones(tmp_path, run_model, monkeypatch, model):

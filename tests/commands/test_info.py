@@ -13,18 +13,6 @@ from onepeace.hub import weights
 from onepeace.hub.tensors import expected
 
 
-@pytest.fixture
-def report(run):
-    """Returns the report as JSON."""
-
-    def call(path):
-        out, err = run("info", path, "--json")
-        assert err == ""
-        return json.loads(out)
-
-    return call
-
-
 def num_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -46,8 +34,10 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     }
 
 
-def test_info_of_a_folder(report, random_folder):
-    about = report(random_folder)
+def test_info_of_a_folder(run, random_folder):
+    out, err = run("info", random_folder, "--json")
+    assert err == ""
+    about = json.loads(out)
     module = weights.load(random_folder)
     total = num_parameters(module)
     assert about["parameters"]["total"] == total

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-
 from onepeace.data.sample import Sample
 from onepeace.evaluate.intervals import gain_of_groups
 from onepeace.finetune import answers
