@@ -4,15 +4,12 @@ from pathlib import Path
 
 import pytest
 from support.clips import plain_video
-from support.downloads import DOWNLOADS, fill, picture
+from support.downloads import picture
 from support.fake_gpu import StepChecked, check_first_step
-from support.finetune_downloads import FINETUNE
-from support.layouts import layout_file
 from support.random_model import ADAPTERS, save_random_model
 from support.training import assert_falls, with_slow
 
 import onepeace
-from onepeace.cli import main
 from onepeace.config import read_yaml
 from onepeace.data.source import read_source
 from onepeace.train.evaluation import evaluation
@@ -74,6 +71,8 @@ SLOW = {
     "vggsound",
 }
 """Those that have a quicker sibling of the same task."""
+ALONE = ["imagenet", "nlvr2", "sound_events"]
+"""Those of them whose sibling has other passes or another loss."""
 SMALL = [
     "run.workers=0",
     "run.precision=float32",
@@ -118,19 +117,6 @@ def released(tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp("models") / "one-peace", adapters=adapters)
 
 
-def write_shards(name, root, downloads):
-    """Shards of made-up downloads of the sets of a recipe, in ``root``."""
-    for layout in SETS.get(name, [name]):
-        download = downloads / layout
-        files = {**DOWNLOADS, **FINETUNE}[layout]()
-        if layout in OPTIONAL_FILES:
-            files.update(OPTIONAL_FILES[layout]())
-        download.mkdir()
-        fill(download, files)
-        options = ["--layout", layout_file(layout), "-o", str(root)]
-        main(["shards", *options, str(download), *OPTIONS.get(name, [])])  # 1 where files are not there on purpose
-
-
 def small_overrides(content):
     """Overrides that shrink a recipe of this content."""
     overrides = list(SMALL)
@@ -145,14 +131,15 @@ def small_overrides(content):
 
 
 @pytest.fixture
-def small_recipe(released, tmp_path, monkeypatch):
+def small_recipe(released, prepare, tmp_path, monkeypatch):
     """Reads a recipe, shrunk, on shards of a made-up download."""
     monkeypatch.chdir(ROOT)
 
     def read(name):
         path = FOLDER / f"{name}.yaml"
-        root = tmp_path / "data"
-        write_shards(name, root, tmp_path)
+        for layout in SETS.get(name, [name]):
+            files = OPTIONAL_FILES.get(layout, dict)()
+            root = prepare(layout, *OPTIONS.get(name, []), files=files).root
         places = [f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
         return read_recipe(path, [*small_overrides(read_yaml(path)), *places])
 
@@ -181,9 +168,9 @@ def test_every_set_of_evaluation_has_a_recipe():
     assert sorted(named) == sorted(sets)
 
 
-@pytest.mark.parametrize("name", sorted(SLOW))
+@pytest.mark.parametrize("name", ALONE)
 def test_step_of_finetune_recipe_waits_for_no_gpu(small_recipe, monkeypatch, name):
-    """Only recipes whose run is slow; the steps of the others are checked in their run."""
+    """The steps of the others are checked in their run."""
     check_first_step(monkeypatch, then_stop=True)
     with pytest.raises(StepChecked):
         train(small_recipe(name))

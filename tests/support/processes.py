@@ -41,6 +41,8 @@ def preload():
             "tokenizers",
             "huggingface_hub",
             "filelock",
+            "networkx",
+            "webdataset",
         ]
     )
 
@@ -127,25 +129,28 @@ def share_of_this_process(batch, adapters, parts):
     return share.split(parts, adapters)
 
 
-def spread_step(path, parts, **options):
+def in_turn(calls):
+    """Call functions, (function, *arguments), one after another in one process group, which is made once."""
+    with parallel.group(torch.device("cpu")):
+        for function, *arguments in calls:
+            function(*arguments)
+
+
+def spread_step(path, options, parts=2):
     """This process's share of the batch; the first one writes losses and gradients to ``path``."""
     run = RunConfig(out="", **options)
-    device = torch.device("cpu")
-    with parallel.group(device):
-        objective = make_objective(sharded=run.parallel == "fsdp")
-        batch = share_of_this_process(whole_batch(), objective.model.adapters, parts)
-        parallel.parallelize(objective, objective.model.sharding_units(), run, device)
-        parallelized = objective
-        if run.parallel == "ddp":
-            parallelized = parallel.replicate(objective)
+    objective = make_objective(sharded=run.parallel == "fsdp")
+    batch = share_of_this_process(whole_batch(), objective.model.adapters, parts)
+    parallel.parallelize(objective, objective.model.sharding_units(), run, torch.device("cpu"))
+    parallelized = parallel.replicate(objective) if run.parallel == "ddp" else objective
 
-        losses, _ = loss_and_gradients(parallelized, batch)
-        parallel.free_gathered(objective)
-        parallel.clip_gradients(objective, None)
-        losses = {name: parallel.mean(loss) for name, loss in losses.items()}
-        gradients = gradients_of(objective)
-        if parallel.rank() == 0:
-            torch.save((losses, gradients), path)
+    losses, _ = loss_and_gradients(parallelized, batch)
+    parallel.free_gathered(objective)
+    parallel.clip_gradients(objective, None)
+    losses = {name: parallel.mean(loss) for name, loss in losses.items()}
+    gradients = gradients_of(objective)
+    if parallel.rank() == 0:
+        torch.save((losses, gradients), path)
 
 
 def train(path, overrides, stop_at=None):

@@ -1,9 +1,10 @@
 """Checkpoints of several processes: whatever wrote them restores all of the state, to the bit, in any other."""
 
+import pytest
 import safetensors.torch
 import torch
 from support.checkpoints import read_checkpoint
-from support.processes import start
+from support.processes import in_turn, start
 from support.training import assert_same_tensors
 from torch import nn
 
@@ -70,29 +71,29 @@ def assert_restored(folder, layout, expected):
     assert_same_tensors(whole_state(reader), expected)
 
 
-def save_and_restore_in_each_layout(folder):
-    with parallel.group(CPU):
-        expected = {}
-        for seed, layout in enumerate(LAYOUTS):
-            writer = checkpoints_of(folder / layout, layout, seed)
-            expected[layout] = whole_state(writer)
-            save(writer, 1)
-            if parallel.rank() == 0:
-                torch.save(expected[layout], folder / f"{layout}.pt")
-        for written, state in expected.items():
-            for layout in LAYOUTS:
-                assert_restored(folder / written, layout, state)
+def save_and_restore_in_each_layout(out):
+    expected = {}
+    for seed, layout in enumerate(LAYOUTS):
+        writer = checkpoints_of(out / layout, layout, seed)
+        expected[layout] = whole_state(writer)
+        save(writer, 1)
+        if parallel.rank() == 0:
+            torch.save(expected[layout], out / f"{layout}.pt")
+    for written, state in expected.items():
+        for layout in LAYOUTS:
+            assert_restored(out / written, layout, state)
 
 
-def test_checkpoint_is_restored_in_any_layout(tmp_path):
-    start(4, save_and_restore_in_each_layout, tmp_path)
-
-    for layout in LAYOUTS:
-        expected = torch.load(tmp_path / f"{layout}.pt")
-        assert_restored(tmp_path / layout, layout, expected)  # in this process alone
-        (folder,) = folders(tmp_path / layout)
-        assert len(list(folder.glob("*.safetensors"))) == 4
-        assert torch.equal(read_checkpoint(folder).model["second.weight"], expected["model.second.weight"])
+def look_for_newest(out):
+    """After the part of one process was damaged, which another compares with its digest."""
+    checkpoints = checkpoints_of(out, "fsdp", seed=1)
+    for step in (1, 2):
+        save(checkpoints, step)
+    if parallel.rank() == 0:
+        part = folder_of(out, 2) / "part-00002.safetensors"
+        part.write_bytes(part.read_bytes()[:-1] + b"x")
+    parallel.barrier()
+    (out / f"newest-{parallel.rank()}").write_text(str(checkpoint.newest(out)))
 
 
 def full_disk(*args):
@@ -100,44 +101,49 @@ def full_disk(*args):
 
 
 def fail_in_one_process(out):
-    with parallel.group(CPU):
-        checkpoints = checkpoints_of(out, "fsdp", seed=1)
-        save(checkpoints, 1)
-        if parallel.rank() == 2:
-            safetensors.torch.save_file = full_disk
-        try:
-            save(checkpoints, 2)
-        except UserError as error:
-            (out / f"error-{parallel.rank()}").write_text(str(error))
+    checkpoints = checkpoints_of(out, "fsdp", seed=1)
+    save(checkpoints, 1)
+    if parallel.rank() == 2:
+        safetensors.torch.save_file = full_disk
+    with pytest.raises(UserError) as error:
+        save(checkpoints, 2)
+    (out / f"error-{parallel.rank()}").write_text(str(error.value))
 
 
-def test_unwritable_checkpoint_fails_in_all_processes(tmp_path):
-    start(4, fail_in_one_process, tmp_path)
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """What four processes have written."""
+    out = tmp_path_factory.mktemp("out")
+    calls = [
+        (save_and_restore_in_each_layout, out),
+        (look_for_newest, out / "damaged"),
+        (fail_in_one_process, out / "full"),
+    ]
+    start(4, in_turn, calls)
+    return out
 
-    messages = [path.read_text() for path in tmp_path.glob("error-*")]
+
+def test_checkpoint_is_restored_in_any_layout(out):
+    for layout in LAYOUTS:
+        expected = torch.load(out / f"{layout}.pt")
+        assert_restored(out / layout, layout, expected)  # in this process alone
+        (folder,) = folders(out / layout)
+        assert len(list(folder.glob("*.safetensors"))) == 4
+        assert torch.equal(read_checkpoint(folder).model["second.weight"], expected["model.second.weight"])
+
+
+def test_unwritable_checkpoint_fails_in_all_processes(out):
+    folder = out / "full"
+    messages = [path.read_text() for path in folder.glob("error-*")]
     assert len(messages) == 4
     (message,) = set(messages)
     assert "step 2" in message
     assert "No space left" in message
-    assert folders(tmp_path) == [folder_of(tmp_path, 1)]
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert folders(folder) == [folder_of(folder, 1)]
+    assert not list(folder.glob(".*.tmp"))
 
 
-def look_for_newest(out):
-    """After the part of one process was damaged, which another compares with its digest."""
-    with parallel.group(CPU):
-        checkpoints = checkpoints_of(out, "fsdp", seed=1)
-        for step in (1, 2):
-            save(checkpoints, step)
-        if parallel.rank() == 0:
-            part = folder_of(out, 2) / "part-00002.safetensors"
-            part.write_bytes(part.read_bytes()[:-1] + b"x")
-        parallel.barrier()
-        (out / f"newest-{parallel.rank()}").write_text(str(checkpoint.newest(out)))
-
-
-def test_processes_agree_on_newest_checkpoint(tmp_path):
-    start(4, look_for_newest, tmp_path)
-
-    answers = [path.read_text() for path in tmp_path.glob("newest-*")]
-    assert answers == 4 * [str(folder_of(tmp_path, 1))]
+def test_processes_agree_on_newest_checkpoint(out):
+    folder = out / "damaged"
+    answers = [path.read_text() for path in folder.glob("newest-*")]
+    assert answers == 4 * [str(folder_of(folder, 1))]

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from support.processes import TERMS, loss_and_gradients, make_objective, share_of_this_process, start, whole_batch
 from torch._dynamo.testing import CompileCounter
@@ -12,11 +13,9 @@ from onepeace.train import parallel
 from onepeace.train.sections import RunConfig
 
 CPU = torch.device("cpu")
-FEW_TERMS = {name: TERMS[name] for name in ("contrastive", "denoising/text+audio")}
-"""Passes of one modality and of both."""
 
 
-def compiled_step(folder):
+def compiled_step(folder, names):
     """A step before and after the parts are compiled, by a backend that counts graphs."""
     counter = CompileCounter()
     compile_with = torch.compile
@@ -25,7 +24,7 @@ def compiled_step(folder):
     with parallel.group(CPU):
         for is_compiled in (False, True):
             torch.manual_seed(0)
-            objective = make_objective(FEW_TERMS, sharded=True).eval()
+            objective = make_objective({name: TERMS[name] for name in names}, sharded=True).eval()
             if is_compiled:
                 compiling.compile_sharded(objective.model)
             batch = share_of_this_process(whole_batch(), objective.model.adapters, 1)
@@ -38,8 +37,15 @@ def compiled_step(folder):
             (folder / "result.json").write_text(json.dumps(result))
 
 
-def test_parts_of_sharded_blocks_are_whole_graphs(tmp_path):
-    start(2, compiled_step, tmp_path)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["contrastive"],
+        pytest.param(["contrastive", "denoising/text+audio"], marks=pytest.mark.slow),  # a joint pass and the decoder
+    ],
+)
+def test_parts_of_sharded_blocks_are_whole_graphs(tmp_path, names):
+    start(2, compiled_step, tmp_path, names)
 
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["breaks"] == 0

@@ -6,7 +6,7 @@ The steps of all recipes are checked in test_recipes.py and in tests/recipes.
 import pytest
 import torch
 from support.fake_gpu import StepChecked, check_first_step
-from support.training import DENOISING, make_recipe
+from support.training import DENOISING, MODEL, make_recipe
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from onepeace.model.masked_decoder import MaskedDecoder
@@ -24,7 +24,7 @@ def first_step(root, tmp_path, monkeypatch):
     run = {"batch_size": 4, "grad_cache_chunks": 2, "ema": 0.5, "max_padding": 0.0}
 
     def take():
-        trainer.train(make_recipe(root, tmp_path / "run", steps=1, run=run, **DENOISING))
+        trainer.train(make_recipe(root, tmp_path / "run", steps=1, model={**MODEL, "depth": 1}, run=run, **DENOISING))
 
     return take
 

@@ -134,7 +134,7 @@ SMALL = [
 SMALL_MODEL = [
     "model.dim=32",
     "model.embed_dim=32",
-    "model.depth=2",
+    "model.depth=1",
     "model.num_heads=2",
     "model.ffn_dim=64",
 ]

@@ -36,7 +36,7 @@ from onepeace.train.setup import build_steps, make_processors, write_tokenizer
 @pytest.fixture(scope="module")
 def stage_one(root, tmp_path_factory):
     """A model of squares and words, trained with every term of the paper's first stage."""
-    return trainer.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=60, **DENOISING))
+    return trainer.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=40, **DENOISING))
 
 
 def recall(embedder, make, value_by_class, sentence):
@@ -87,7 +87,7 @@ def with_audio(start, projections):
 def test_stage_two_aligns_audio_to_frozen_text(small_recipe, stage_one):
     trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
     recipe = small_recipe(
-        steps=50,
+        steps=40,
         pair="audio",
         model=with_audio(stage_one, projections=ALL),
         freeze={"except": trained},
