@@ -43,28 +43,13 @@ def assert_all_give(model):
 
 
 def test_picture_in_every_form(model, image_path, assert_all_give):
-    image = Image.open(image_path)
-    pixels = np.array(image)
-    forms = [
-        str(image_path),
-        image_path.read_bytes(),
-        image,
-        pixels,
-        torch.from_numpy(pixels).permute(2, 0, 1),
-    ]
+    forms = [str(image_path), image_path.read_bytes(), Image.open(image_path)]
     assert_all_give("image", forms, model.encode_image([image_path]))
 
 
 def test_sound_in_every_form(model, sound_path, sounds, assert_all_give):
     samples, rate = sounds[0]
-    forms = [
-        str(sound_path),
-        sound_path.read_bytes(),
-        (samples, rate),
-        (torch.from_numpy(samples), rate),
-        (np.stack([samples, samples]), rate),
-        {"array": samples, "sampling_rate": rate},
-    ]
+    forms = [str(sound_path), sound_path.read_bytes(), sounds[0], {"array": samples, "sampling_rate": rate}]
     assert_all_give("audio", forms, model.encode_audio([sound_path]))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.small_models import small_model
+from support.training import assert_same_tensors
 
 from onepeace.config import Config
 from onepeace.errors import UserError
@@ -51,10 +52,7 @@ def test_folder_with_a_base_holds_the_head_alone(small):
 
 def test_folder_with_a_base_loads_whole(small, whole):
     tensors = weights.load(small, dtype=torch.float32).state_dict()
-    expected = weights.load(whole).state_dict()
-    assert list(tensors) == list(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(tensors[name], tensor), name
+    assert_same_tensors(tensors, weights.load(whole).state_dict())
 
 
 def test_folder_with_a_base_is_converted_to_a_whole_one(small, whole, tmp_path):

@@ -75,11 +75,6 @@ def test_name_of_no_model_is_one_line(tmp_path, monkeypatch, name, words):
     assert "\n" not in str(error.value)
 
 
-def test_released_addresses():
-    for model in RELEASED.values():
-        assert re.fullmatch(r"https://[\w.-]+/[\w./%-]+", model.url)
-
-
 @pytest.fixture
 def requests(monkeypatch, tmp_path):
     """A pretended network; the addresses and repositories that were asked for."""

@@ -1,7 +1,6 @@
 """Model folders: written at once, read strictly, without a second copy in memory."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.small_models import small_model
+from support.training import assert_same_tensors
 
 from onepeace.config import Config, MaskedDecoderConfig, read_yaml
 from onepeace.errors import UserError
@@ -16,7 +16,6 @@ from onepeace.files import sums
 from onepeace.hub import weights
 from onepeace.hub.folder import read_config
 from onepeace.hub.tensors import open_weights
-from onepeace.hub.weights import describe
 
 
 def make(*modalities, decoder=None, **changes):
@@ -62,12 +61,6 @@ def siblings(folder):
     return [path.name for path in folder.parent.iterdir()]
 
 
-def assert_same_state(state, expected):
-    assert list(state) == list(expected)
-    for name, tensor in state.items():
-        assert torch.equal(tensor, expected[name]), name
-
-
 def test_saved_model_loads_bit_equal(tmp_path, tokenizer):
     module, config = make_full()
 
@@ -76,7 +69,7 @@ def test_saved_model_loads_bit_equal(tmp_path, tokenizer):
 
     assert loaded.config == config.model
     assert not loaded.training
-    assert_same_state(loaded.state_dict(), module.state_dict())
+    assert_same_tensors(loaded.state_dict(), module.state_dict())
     assert (folder / "MODEL_CARD.md").read_text() == "# Card\n"
     assert (folder / "tokenizer.json").read_text() == tokenizer.read_text()
 
@@ -172,8 +165,8 @@ def test_saving_over_the_loaded_file_is_safe(image_folder):
 
     weights.save(image_folder, module, read_config(image_folder))
 
-    assert_same_state(weights.load(image_folder).state_dict(), expected)
-    assert_same_state(module.state_dict(), expected)
+    assert_same_tensors(weights.load(image_folder).state_dict(), expected)
+    assert_same_tensors(module.state_dict(), expected)
 
 
 def test_interrupted_saving_keeps_the_old_folder(image_folder, monkeypatch):
@@ -269,7 +262,7 @@ def test_changed_settings_are_no_damage(image_folder):
 
     rewrite(image_folder, lambda content: content["processors"]["image"].update(size=32))
 
-    assert_same_state(weights.load(image_folder).state_dict(), state)
+    assert_same_tensors(weights.load(image_folder).state_dict(), state)
     assert read_config(image_folder).processors["image"]["size"] == 32
 
 
@@ -312,13 +305,3 @@ def test_folder_of_a_newer_version_is_refused(image_folder):
 
     with pytest.raises(UserError, match="format 2"):
         weights.load(image_folder)
-
-
-def test_description_of_a_folder(folder):
-    description = describe(folder)
-    assert description.layout == "model folder"
-    assert description.config == read_config(folder)
-    assert description.tensors["logit_scale"].shape == ()
-    assert description.tensors["logit_scale"].dtype == torch.float32
-    num_numbers = sum(math.prod(shape) for shape in description.shapes.values())
-    assert num_numbers == sum(parameter.numel() for parameter in weights.load(folder).parameters())

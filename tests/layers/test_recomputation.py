@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.small_models import ALL, batch_of, small_model
+from support.training import assert_same_tensors
 from torch import nn
 
 from onepeace.layers.recompute import set_recompute
@@ -44,6 +45,4 @@ def test_dropout_anywhere_draws_the_same_mask_in_the_backward_pass(what):
     recomputed = gradients(what)
     expected = gradients("none")
     assert {"blocks.0.attn.proj.b.weight", "blocks.1.ffn.audio.down.a.weight"} <= set(recomputed)
-    assert recomputed.keys() == expected.keys()
-    for name, gradient in recomputed.items():
-        assert torch.equal(gradient, expected[name]), name
+    assert_same_tensors(recomputed, expected)

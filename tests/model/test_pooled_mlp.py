@@ -83,41 +83,20 @@ def test_terms_are_an_mlp_of_mean_and_maximum(model, batches, key):
         assert_near(terms[row], expected, 1e-4)
 
 
-def visible_tokens(hide):
-    if not hide:
-        return None
-    return torch.tensor(
-        [
-            [0, 1, 3],
-            [0, 1, -1],
-        ]
-    )
-
-
 @MODALITIES
-@pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize("keep", [None, torch.tensor([[0, 1, 3], [0, 1, -1]])], ids=["all", "some"])
 @torch.inference_mode()
-def test_first_term_is_added_before_the_blocks(model, batches, key, hide):
+def test_terms_are_added_to_cls_before_and_after_the_blocks(model, batches, key, keep):
+    """The second one normalised, so that it is as long as CLS."""
     adapter = model.adapters[key]
     stem = adapter.stem_tokens(batches[key])
-    keep = visible_tokens(hide)
-    cls = adapter(stem, keep).tokens[:, 0]
-    without = adapter(stem._replace(pooled=None), keep).tokens[:, 0]
-    assert_near(cls - without, stem.pooled[:, 0], 1e-4)
+    before = adapter(stem, keep).tokens[:, 0] - adapter(stem._replace(pooled=None), keep).tokens[:, 0]
+    assert_near(before, stem.pooled[:, 0], 1e-4)
 
-
-@MODALITIES
-@pytest.mark.parametrize("hide", [False, True])
-@torch.inference_mode()
-def test_second_term_is_added_after_the_blocks(model, batches, key, hide):
-    """Normalised, so that it is as long as CLS."""
-    stem = model.adapters[key].stem_tokens(batches[key])
-    keep = {key: visible_tokens(hide)}
     first_only = stem.pooled.clone()
     first_only[:, 1] = 0.0
-    features = model.encode({key: stem}, keep)[key]
-    without = model.encode({key: stem._replace(pooled=first_only)}, keep)[key]
-
+    features = model.encode({key: stem}, {key: keep})[key]
+    without = model.encode({key: stem._replace(pooled=first_only)}, {key: keep})[key]
     second = F.layer_norm(stem.pooled[:, 1], features.cls.shape[1:])
     assert_near(features.cls - without.cls, second, 1e-4)
     assert torch.equal(features.tokens[:, 1:], without.tokens[:, 1:])

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from support.broken_files import assert_refused, write_content
 from support.golden import golden_tensors
 from support.sounds import FORMATS, RATE, encoded_sound, noise, tone
@@ -299,28 +297,7 @@ def test_broken_file_is_named_with_its_reason(processor, kind, tmp_path):
     assert_refused(processor.decode, path, rf"sound\.wav: .*{words}")
 
 
-# Any sound
-
-
-@settings(deadline=None, derandomize=True, max_examples=30)
-@given(
-    count=st.integers(1, 40_000),
-    channels=st.integers(1, 4),
-    rate=st.sampled_from([8000, 16000, 22050, 48000]),
-    channels_first=st.booleans(),
-    min_seconds=st.floats(0.05, 1.5),
-)
-def test_any_clip_has_its_length(count, channels, rate, channels_first, min_seconds):
-    assume(count > channels or channels == 1)
-    samples = np.random.default_rng(0).normal(size=(count, channels)).astype(np.float32)
-    if channels_first:
-        samples = samples.T
-
-    waveform = AudioProcessor(min_seconds=min_seconds, max_seconds=2.0).decode((samples, rate))
-
-    natural_length = min(-(-count * RATE // rate), 2 * RATE)
-    assert len(waveform) == max(natural_length, round(min_seconds * RATE))
-    assert waveform.isfinite().all()
+# Batches
 
 
 def test_collate_pads_with_zeros_on_the_right(processor):
