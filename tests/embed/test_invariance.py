@@ -123,21 +123,6 @@ def test_more_padding_ids_change_nothing():
     assert_same_vectors(vectors_of(model, "text", batch), expected)
 
 
-def test_keeping_every_token_is_the_identity(variant):
-    key, model = variant
-    if model.adapters[key].over_time:
-        pytest.skip("clips are encoded whole")
-    batch = batch_of_items(key)
-    counts = model.adapters[key].token_lengths(batch)
-    numbers = torch.arange(int(counts.max()) + 1).expand(6, -1)
-    keep = numbers.masked_fill(numbers > counts[:, None], -1)
-
-    kept = model.features({key: batch}, {key: keep})[key]
-    whole = model.features({key: batch})[key]
-
-    assert_same_tokens(kept[keep >= 0], whole[keep >= 0])
-
-
 def test_kept_tokens_keep_their_positions(model):
     """A text whose middle is hidden is not the shorter text: positions and distances stay those of the whole."""
     ids = item("text", 1)["ids"]

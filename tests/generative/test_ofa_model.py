@@ -55,40 +55,6 @@ def test_sizes_have_the_originals_parameters(size):
     assert all(tensor.is_floating_point() for tensor in model.state_dict().values())
 
 
-SELECTIONS = [
-    [2, 0, 0, 1, 1, 1],  # each source gets several, as in a beam
-    [5, 5, 0, 3],
-    [1, 0, 3, 2, 2],
-    [4, 0, 1],
-    [0, 0],
-    [1],
-    [0],
-]
-
-
-@torch.no_grad()
-def test_hypotheses_repeated_reordered_and_dropped(ofa, encoded):
-    cache = ofa.decoder.start(encoded, 8)
-    sources = torch.arange(3)
-    ids = torch.empty(3, 0, dtype=torch.long)
-    for rows in SELECTIONS:
-        newest = torch.randint(4, 137, (len(sources),))
-        ids = torch.cat([ids, newest[:, None]], dim=1)
-        expected = ofa.decoder(ids, encoded.rows(sources))[:, -1]
-
-        backwards = torch.arange(len(sources)).flip(0)
-        reversed_cache = cache.select(backwards)
-        logits = ofa.decoder.step(newest, cache)
-        assert_near(logits, expected, 1e-5)
-        # That step left the other cache as it was.
-        logits = ofa.decoder.step(newest[backwards], reversed_cache)
-        assert_near(logits[backwards], expected, 1e-5)
-
-        cache = cache.select(torch.tensor(rows))
-        sources = sources[rows]
-        ids = ids[rows]
-
-
 @torch.no_grad()
 def test_result_does_not_depend_on_batch_mates(ofa, case, logits):
     for row in range(3):

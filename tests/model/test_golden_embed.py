@@ -86,23 +86,6 @@ def test_joint_pass_of_sound_and_text_matches_golden(model, embed, batch):
     assert_near(tokens["audio"], embed.outputs["al_audio_tokens"], TOKENS)
 
 
-@torch.no_grad()
-def test_enlarged_picture_matches_golden():
-    """A model of 64 pixels read for 96: bias table resampled at load, positions on the fly."""
-    golden = case("resized")
-    batch = {"image": {"pixels": golden.inputs["image"].float()}}
-    options = {"image": {"bias_grid": 6}}
-    model = golden_model("image", projections=True, options=options).eval()
-    adapter = model.adapters["image"]
-    assert_near(adapter.bias_tables[0], golden.outputs["rel_pos_table_4_to_6"], 1e-6)
-    assert_near(adapter.pos_embed((6, 6))[0], golden.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
-
-    vectors = model(batch)["image"]
-    assert_near(model.features(batch)["image"], golden.outputs["image_tokens"], TOKENS)
-    assert_near(vectors, golden.outputs["image_embed"], UNIT)
-    assert_near(vectors, golden.outputs["image_embed_resized_at_load"], UNIT)
-
-
 @pytest.mark.parametrize(
     ("stored", "used", "after"),
     [

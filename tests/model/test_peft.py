@@ -15,16 +15,8 @@ def change_adapters(module):
             parameter.add_(0.1 * torch.randn(parameter.shape))
 
 
-ALL_LINEAR = {
-    "LoRA": peft.LoraConfig(r=4, target_modules="all-linear"),
-    "OFT": peft.OFTConfig(r=0, oft_block_size=4, target_modules="all-linear"),
-}
-"""One that adds to a layer's output, and one that turns its input."""
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("method", ALL_LINEAR)
-def test_adapters_of_every_linear_layer(random_folder, method):
+def test_adapters_of_every_linear_layer(random_folder):
     plugin = pytest.importorskip("onepeace.plugins.transformers")
     plain = plugin.OnePeaceModel.from_onepeace(str(random_folder)).eval()
     inputs = {
@@ -33,7 +25,7 @@ def test_adapters_of_every_linear_layer(random_folder, method):
     }
     before = plain(**inputs)
 
-    adapted = peft.get_peft_model(plain, ALL_LINEAR[method])
+    adapted = peft.get_peft_model(plain, peft.LoraConfig(r=4, target_modules="all-linear"))
     change_adapters(adapted)
     output = adapted(**inputs)
     assert (output.image_embeds - before.image_embeds).abs().max() > 0.01
