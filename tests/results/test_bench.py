@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from bench import main
-from benchmarks import encode
 from benchmarks.comparison import MIN_ROUNDS, take_turns
-from benchmarks.encode import bench_encode
 from benchmarks.train import StepPair, bench_train
-from torch import nn
 
 from onepeace.train.recipe import read_recipe
 
@@ -51,38 +48,6 @@ def test_encode_prints_a_table(capsys, random_folder):
     for row in rows:
         assert "| bfloat16 | 3 |" in re.sub(" +", " ", row)
     assert "1 threads" in lines[-1]
-
-
-class Tower(nn.Module):
-    """Stands in for open_clip's tower."""
-
-    output_dim = 7
-
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(3, 7)
-
-    def forward(self, pixels):
-        return self.proj(pixels.mean((2, 3)))
-
-
-@pytest.mark.slow
-def test_baseline_runs_beside_pictures_of_the_base_size(random_folder, monkeypatch):
-    model = encode.make(str(random_folder))
-    monkeypatch.setattr(encode, "make", lambda size: model)
-    monkeypatch.setattr(encode, "_baseline", Tower)
-    rows = {}
-    for row in bench_encode(["base"], [torch.bfloat16], CPU, 0, batch=2):
-        rows[row["modality"]] = row
-
-    assert_interval(rows["text"]["fraction_of_limit"])
-    assert rows["text"]["baseline"] is None
-    assert rows["audio"]["baseline"] is None
-    baseline = rows["image"]["baseline"]
-    assert_interval(baseline["items_per_second"])
-    assert baseline["ours_over_baseline"]["median"] > 0
-    assert baseline["gflop_per_item"] == 2 * 3 * 7 / 1e9
-    assert " x its " in encode.columns(rows["image"])["against open_clip"]
 
 
 @pytest.mark.parametrize(

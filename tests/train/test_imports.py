@@ -4,8 +4,6 @@ import sys
 
 import pytest
 import yaml
-from support.processes import start, train
-from support.training import series
 
 from onepeace.config import to_plain
 from onepeace.errors import UserError
@@ -47,17 +45,11 @@ def folder(small_recipe, tmp_path):
     folder = tmp_path / "mine"
     (folder / "terms").mkdir(parents=True)
     (folder / "terms" / "length_term.py").write_text(TERM)
-    content = to_plain(small_recipe("mine/run", steps=2, run={"log_every": 1}))
+    content = to_plain(small_recipe("mine/run"))
     content["imports"] = ["terms/length_term.py"]
     content["objective"] = [{"term": "length", "on": ["image"]}]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
     return folder
-
-
-def test_imported_term_in_two_processes(folder):
-    start(2, train, folder / "recipe.yaml", [])
-
-    assert len(series(folder / "run", "length/image")) == 2
 
 
 @pytest.mark.usefixtures("forget")

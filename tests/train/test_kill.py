@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.checkpoints import read_newest
-from support.processes import preload
+from support.processes import preload, train
 from support.training import DENOISING, MODEL, assert_same_weights, logged, make_recipe, source
 
 from onepeace import cli
@@ -90,6 +90,11 @@ def assert_same_run(out, whole):
 # Signals
 
 
+def forkserver():
+    preload()
+    return multiprocessing.get_context("forkserver")
+
+
 def start(path, *overrides):
     """`onepeace train` in a process group of its own."""
     package = str(Path(trainer.__file__).parents[2])
@@ -110,9 +115,9 @@ def last_step(out):
     return max((line["step"] for line in lines), default=0)
 
 
-def wait_for_step(process, out, step):
+def wait_for_step(is_running, out, step):
     """Until the log of a run has it, or the process has ended."""
-    while process.poll() is None and last_step(out) < step:
+    while is_running() and last_step(out) < step:
         time.sleep(0.005)
 
 
@@ -135,16 +140,17 @@ def test_resume_after_kill_and_stop_is_exact(parts, whole, out, recipe_file, cap
     write_config(random_recipe(parts, out), recipe_file)
     rng = np.random.default_rng(8)
 
-    process = start(recipe_file)
-    wait_for_step(process, out, rng.integers(3, 6))
+    killed = forkserver().Process(target=train, args=(recipe_file, []))
+    killed.start()
+    wait_for_step(killed.is_alive, out, rng.integers(3, 6))
     time.sleep(rng.uniform(0, 0.04))  # a step takes so long
-    process.kill()
-    assert "resuming from step" not in process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
 
-    process = start(recipe_file, "run.save_every=0")
-    wait_for_step(process, out, 8)
-    step, stderr = stop(process, out)
+    stopped = start(recipe_file, "run.save_every=0")
+    wait_for_step(lambda: stopped.poll() is None, out, 8)
+    step, stderr = stop(stopped, out)
     assert "resuming from step" in stderr
     assert step >= 8
 
@@ -230,8 +236,7 @@ def train_killed(path, at, counts):
 
 def train_in_process(path, at=None):
     """Exit code of a process that trains, and the number of operations."""
-    context = multiprocessing.get_context("forkserver")
-    preload()
+    context = forkserver()
     counts = context.SimpleQueue()
     process = context.Process(target=train_killed, args=(path, at, counts))
     process.start()

@@ -94,15 +94,12 @@ def test_language_stem_is_encoder_in_any_batch(encoder, layers):
 
 def text_recipe(encoder, root, out, **fields):
     name = str(encoder.folder)
-    adapters = {
-        "text": {"stem": "transformers", "name": name, "layers": 2, "num_positions": 32, "num_buckets": 8},
-        "image": {"patch_size": 8, "grid": 3, "bias_grid": 3},
-    }
+    text = {"stem": "transformers", "name": name, "layers": 2, "num_positions": 32, "num_buckets": 8}
     return make_recipe(
         root,
         out,
         steps=2,
-        model={**MODEL, "adapters": adapters, "projections": list(adapters)},
+        model={**MODEL, "adapters": {**MODEL["adapters"], "text": text}},
         run={"batch_size": 8, "log_every": 1},
         freeze=["adapters.*.stem.network.*"],
         **fields,

@@ -212,9 +212,9 @@ def shrunken(tmp_path_factory):
 
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
 SLOW = re.compile(
-    r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer|_sounds)?)$"
+    r"/(small|base|large)_|ablation/|/(quick|own_pairs|distil_small|tiny(_captions|_longer|_sounds|_tuned)?)$"
 )
-LIKE_ANOTHER = re.compile(r"/(small|base|large)_|ablation/|tiny_(longer|sounds)")
+LIKE_ANOTHER = re.compile(r"/(small|base|large)_|ablation/|tiny_(longer|sounds|tuned)")
 """Recipes whose step is that of another one here."""
 
 

@@ -36,7 +36,7 @@ from onepeace.train.setup import build_steps, make_processors, write_tokenizer
 @pytest.fixture(scope="module")
 def stage_one(root, tmp_path_factory):
     """A model of squares and words, trained with every term of the paper's first stage."""
-    return trainer.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=40, **DENOISING))
+    return trainer.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=50, **DENOISING))
 
 
 def recall(embedder, make, value_by_class, sentence):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from support.training import MODEL, assert_same_tensors, make_recipe, source
+from support.training import MODEL, assert_same_tensors, make_recipe
 
 from onepeace.embed.embedder import load
 from onepeace.model.stems.transformers import TransformersStem, network_options
@@ -57,34 +57,24 @@ def test_audio_stem_is_encoder_in_any_batch(tmp_path, architecture):
         assert not together[row, count:].any()
 
 
-def audio_recipe(root, out, encoder):
-    adapters = {
-        "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
-        "audio": {
-            "stem": "transformers",
-            "name": str(encoder),
-            "num_buckets": 8,
-            "pos_depth": 1,
-            "pos_groups": 4,
-        },
-    }
-    modalities = list(adapters)
-    return make_recipe(
-        root,
-        out,
-        steps=2,
-        model={**MODEL, "adapters": adapters, "modalities": modalities, "projections": modalities},
-        freeze=["adapters.*.stem.network.*"],
-        data={"train": [source("audio")], "stem_views": {"audio": 1}},
-        run={"batch_size": 4},
-        processors={"text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},
-    )
-
-
 def test_model_folder_needs_no_audio_encoder(root, tmp_path):
     encoder = tmp_path / "encoder"
     save_encoder(encoder, "wavlm")
-    folder = trainer.train(audio_recipe(root, tmp_path / "run", encoder))
+    stem_options = {"stem": "transformers", "name": str(encoder), "num_buckets": 8, "pos_depth": 1, "pos_groups": 4}
+    recipe = make_recipe(
+        root,
+        tmp_path / "run",
+        steps=1,
+        pair="audio",
+        model={
+            **MODEL,
+            "modalities": ["text", "audio"],
+            "adapters": {"text": MODEL["adapters"]["text"], "audio": stem_options},
+        },
+        data={"stem_views": {"audio": 1}},
+        freeze=["adapters.*.stem.network.*"],
+    )
+    folder = trainer.train(recipe)
     options = network_options(str(encoder))
     stem = TransformersStem(8, str(encoder))
     stem.load_pretrained()
