@@ -187,18 +187,14 @@ def test_folder_with_captions_beside_the_files(home, shards, read):
 
 def test_folder_names_as_labels_and_links_are_followed(home, tmp_path, shards, read):
     shutil.copy(home / "images/dog.jpg", home / "stray.jpg")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (home / "images/cat.jpg").rename(outside / "cat.jpg")
-    (home / "images/cat.jpg").symlink_to(outside / "cat.jpg")
-    (home / "cats").symlink_to(outside)
-    (outside / "loop").symlink_to(home)
+    (home / "images/cat.jpg").rename(tmp_path / "cat.jpg")
+    (home / "images/cat.jpg").symlink_to(tmp_path / "cat.jpg")
 
     err = shards("", code=1).err
 
     samples = read("image")
-    assert [sample.label for sample in samples] == ["images", "images", "images", "cats"]
-    assert [sample.captions for sample in samples] == [[]] * 4
+    assert [sample.label for sample in samples] == ["images"] * 3
+    assert [sample.captions for sample in samples] == [[]] * 3
     assert {sample.label for sample in read("audio")} == {"sounds"}
     assert "stray.jpg: has no .txt " in err
 

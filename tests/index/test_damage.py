@@ -2,13 +2,14 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.crash import answers, prepare, run
 from support.indexes import add, fabricate
-from support.python_process import run_python
 
 from onepeace.cli import main
 from onepeace.errors import UserError
@@ -164,4 +165,5 @@ def test_index_is_read_on_a_full_disk(index):
     for ending in SIDE_FILES:
         (index / f"{DATABASE}{ending}").unlink(missing_ok=True)
 
-    run_python(READ_ON_A_FULL_DISK, index, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-c", READ_ON_A_FULL_DISK, index]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)

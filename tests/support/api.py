@@ -30,7 +30,7 @@ LIMITS = Limits(
 
 
 def client_of(index, **options):
-    app = create_app(Service(index, limits=options.pop("limits", LIMITS)), **options)
+    app = create_app(Service(index, limits=LIMITS), **options)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 

@@ -128,10 +128,9 @@ NAMES = [
 ]
 
 
-def write_good(folder: Path, samples: Path, count: int) -> list[Path]:
-    """Copies of real pictures and sounds, and texts, under awkward names in nested folders; their paths."""
+def write_good(folder: Path, samples: Path, count: int) -> None:
+    """Write copies of real pictures and sounds, and texts, under awkward names in nested folders."""
     sources = sorted((samples / "images").iterdir()) + sorted((samples / "sounds").iterdir())
-    paths = []
     for index in range(count):
         subfolder = folder / f"part {index % 3}"
         subfolder.mkdir(parents=True, exist_ok=True)
@@ -144,5 +143,3 @@ def write_good(folder: Path, samples: Path, count: int) -> list[Path]:
             suffix = source.suffix.upper() if index % 9 == 0 else source.suffix
             path = subfolder / f"{stem}{suffix}"
             shutil.copyfile(source, path)
-        paths.append(path)
-    return paths

@@ -65,14 +65,6 @@ class EqualEmbedder(KnownEmbedder):
     encode_image = encode_audio = encode_text
 
 
-class FixedEmbedder:
-    """Has the vectors of its arguments, one array for each modality, whatever the items are."""
-
-    def __init__(self, **vectors):
-        for modality, rows in vectors.items():
-            setattr(self, f"encode_{modality}", lambda items, rows=rows: rows)
-
-
 def described(content, *captions, **fields):
     """A sample of a shard: the content of a file, and what the .json beside it says."""
     if captions:

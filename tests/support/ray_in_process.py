@@ -42,7 +42,6 @@ class RayInProcess:
         self.resources = resources or {"CPU": 2}
         self.num_nodes = num_nodes
         self.actors = []
-        self.killed = []
 
     def install(self, monkeypatch):
         for name in ("is_initialized", "cluster_resources", "nodes", "remote", "get", "kill"):
@@ -75,4 +74,4 @@ class RayInProcess:
         return reference
 
     def kill(self, actor):
-        self.killed.append(actor)
+        """An object ends by itself."""
