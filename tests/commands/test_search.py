@@ -78,13 +78,9 @@ def hit_with(match):
     return Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0)
 
 
-def table_of_one_hit(match, relevant):
-    results = Results((hit_with(match),), compared=1, relevant=relevant)
-    return table(results, QUERY, is_filtered=False).splitlines()
-
-
 def test_table_of_matches_says_that_nothing_is_relevant():
-    first, header, row = table_of_one_hit(match=0.5, relevant=False)
+    results = Results((hit_with(match=0.5),), compared=1, relevant=False)
+    first, header, row = table(results, QUERY, is_filtered=False).splitlines()
     assert first.startswith("nothing relevant")
     assert header.split()[1] == "match"
     assert row.split()[1:3] == ["weak", "audio"]

@@ -80,16 +80,12 @@ def test_average_of_a_fine_tuning(random_folder, table_of_80, finetune, out, mon
     assert choice in err
     assert choice in (out / "report.html").read_text()
     assert choice in (out / "model" / "MODEL_CARD.md").read_text()
-    assert_half_way(read_state(random_folder), tuned, read_state(out / "model"))
+    start, averaged = read_state(random_folder), read_state(out / "model")
+    changed = [name for name in averaged if not torch.equal(tuned[name], start[name])]
+    assert len(changed) >= 4
+    for name in changed:
+        assert torch.allclose(averaged[name], (start[name] + tuned[name]) / 2, atol=1e-6), name
     assert onepeace.load(out / "model").encode_text(["a red square"]).isfinite().all()
     assert not (out / "tuned").exists()
     assert not list(out.glob("step-*"))  # nothing goes on from them
     finetune(table_of_80, *way)  # nothing is chosen again, nor trained
-
-
-def assert_half_way(start, tuned, averaged):
-    changed = [name for name in averaged if not torch.equal(tuned[name], start[name])]
-    assert len(changed) >= 4
-    for name in changed:
-        mean = (start[name] + tuned[name]) / 2
-        assert torch.allclose(averaged[name], mean, atol=1e-6), name

@@ -28,10 +28,6 @@ def label_of(name):
     return name.partition("/")[0]
 
 
-def groups_of(data):
-    return [record.targets["group"] for record in data.all_records]
-
-
 def files_of(split):
     """Names of the files by part."""
     files = {}
@@ -67,7 +63,7 @@ def test_near_copies_are_joined_through_others(monkeypatch):
     data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
 
     assert assign_groups(data, TABLE) == 8
-    assert groups_of(data)[:6] == [0, 0, 0, 1, 1, 2]
+    assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
 PATTERN = r"(\w+/video\d+)-"

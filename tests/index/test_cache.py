@@ -3,7 +3,7 @@
 import os
 import shutil
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import pytest
 from support.indexes import check_same
@@ -39,25 +39,16 @@ ALL = {"words/a.txt", "words/b.txt", "words/2024/c.txt", "words/2024/may/d.txt"}
 PART = {"words/2024/c.txt", "words/2024/may/d.txt"}
 
 
-class Search(NamedTuple):
-    """Hits of a search of some paths, their names, and the report of the update before it."""
-
-    hits: list[tuple[str, float, float]]
-    names: set[str]
-    report: Any
-    folder: Any
-
-
 @pytest.fixture
 def search(random_folder, tmp_path):
-    """Searches some paths."""
+    """Searches some paths: the hits, their names, the report of the update before it, and the folder of the index."""
 
     def run(*paths):
         index = kept_index(paths, str(random_folder), device="cpu", progress=False)
         with Index.open(index.folder) as opened:
             hits = [(hit.item.path, hit.score, hit.match) for hit in opened.search("words", top=99, collapse=False)]
         names = {path.removeprefix(f"{tmp_path}/") for path, _, _ in hits}
-        return Search(hits, names, index.report, index.folder)
+        return SimpleNamespace(hits=hits, names=names, report=index.report, folder=index.folder)
 
     return run
 
@@ -69,19 +60,14 @@ def search(random_folder, tmp_path):
         (["b.txt", "2024"], PART | {"words/b.txt"}),
     ],
 )
-def test_part_after_the_whole_embeds_and_reads_nothing(words, search, no_model, monkeypatch, names, expected):
+def test_part_after_the_whole_embeds_and_reads_nothing(words, search, random_folder, monkeypatch, names, expected):
     search(words)
     with monkeypatch.context() as patch:
         patch.setattr("onepeace.index.embed.read_entry", None)
-        kept_part = kept_index([words / name for name in names], _model_of(words, search), progress=False)
+        kept_part = kept_index([words / name for name in names], str(random_folder), progress=False)
 
     assert kept_part.report.copied == len(expected)
     assert search(*(words / name for name in names)).names == expected
-
-
-def _model_of(words, search):
-    with Index.open(search(words).folder) as index:
-        return index.model
 
 
 def test_answer_depends_on_the_files_that_are_named_alone(words, search, tmp_path, new_cache):

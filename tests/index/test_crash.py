@@ -40,18 +40,6 @@ def test_kill_costs_nothing(command, tmp_path):
         assert by_name(finish(command, index, files)) == expected
 
 
-def kill_and_finish(index, files, kill_at):
-    """Answers of an index after it was killed while it was built anew, and after the command was given again."""
-    code, _ = in_process("anew", index, files, kill_at=kill_at)
-    assert code < 0
-    assert check(index).ok
-    answers_when_killed = answers(index)
-
-    run("anew", index, files)
-    assert not (index / NEXT).exists()
-    return answers_when_killed, answers(index)
-
-
 def test_kill_while_built_anew_leaves_vectors_of_one_model(tmp_path):
     old, files = prepare(tmp_path, "anew", num_texts=6)
     new = shutil.copytree(old, tmp_path / "new")
@@ -66,9 +54,14 @@ def test_kill_while_built_anew_leaves_vectors_of_one_model(tmp_path):
     num_new = 0
     for kill_at in kill_points:
         index = shutil.copytree(old, tmp_path / str(kill_at))
-        answers_when_killed, answers_at_the_end = kill_and_finish(index, files, kill_at)
+        code, _ = in_process("anew", index, files, kill_at=kill_at)
+        assert code < 0
+        assert check(index).ok
+        answers_when_killed = answers(index)
         assert answers_when_killed in (before, after)
-        assert answers_at_the_end == after
+        run("anew", index, files)
+        assert not (index / NEXT).exists()
+        assert answers(index) == after
         num_new += answers_when_killed == after
     assert 0 < num_new < len(kill_points)
 

@@ -30,12 +30,6 @@ def broken(folder, samples):
     return write_broken(folder / "broken", samples).keys()
 
 
-def swap_contents(first, second):
-    content_of_first = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content_of_first)
-
-
 def test_moved_folders(build, update, check_as_new, folder, broken):
     first = build(folder)
     (folder / "part 0").rename(folder / "another part")
@@ -58,7 +52,9 @@ def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, fo
     pictures = sorted((folder / "part 1").glob("*.jpg"))
     text = min((folder / "part 1").glob("*.txt"))
     shutil.copyfile(pictures[0], folder / "a copy.jpg")
-    swap_contents(pictures[1], pictures[2])
+    second, third = pictures[1].read_bytes(), pictures[2].read_bytes()
+    pictures[1].write_bytes(third)
+    pictures[2].write_bytes(second)
     text.write_text("now other words")
     pictures[3].unlink()
     pictures[3].mkdir()

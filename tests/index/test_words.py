@@ -335,12 +335,6 @@ class Weak(Scale):
         return cosines, np.zeros(len(cosines))
 
 
-@pytest.fixture
-def _weak(monkeypatch):
-    monkeypatch.setattr("onepeace.index.search.Scale", Weak)
-
-
-@pytest.mark.usefixtures("_weak")
 @pytest.mark.parametrize(
     ("query", "options", "has_heading"),
     [
@@ -350,7 +344,8 @@ def _weak(monkeypatch):
         ("dog", {"where": "not 'dog' in path"}, True),
     ],
 )
-def test_heading_calls_no_file_with_all_words_irrelevant(opened, query, options, has_heading):
+def test_heading_calls_no_file_with_all_words_irrelevant(opened, monkeypatch, query, options, has_heading):
+    monkeypatch.setattr("onepeace.index.search.Scale", Weak)
     assert bool(opened.search(query, **options).heading) == has_heading
 
 

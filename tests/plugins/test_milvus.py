@@ -1,7 +1,7 @@
 """An index whose vectors are in Milvus Lite too: the same hits as without, after every change and every stop."""
 
 import logging
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -45,26 +45,10 @@ def write_index(folder, store, count):
     return fabricate(folder, files, store=store, id="1")
 
 
-def add_items(folder, items, vectors):
-    with closing(Store(folder, write=True)) as store, store.transaction():
-        add(store, zip(items, vectors, strict=True))
-
-
 def send(folder):
     with closing(Store(folder)) as store:
         with closing(milvus.open_store(LITE, store, Matrix(store))) as collection:
             collection.send()
-
-
-@contextmanager
-def milvus_client(folder):
-    from milvus_lite.server_manager import server_manager_instance
-    from pymilvus import MilvusClient
-
-    address = str(folder.absolute() / "vectors.db")
-    with closing(MilvusClient(address)) as client:
-        yield client
-    server_manager_instance.release_server(address)
 
 
 def search_all(folder, *, use_milvus):
@@ -131,10 +115,10 @@ def test_hits_after_a_change(folder, candidate_counts, check_hits):
 
     with Index.open(folder) as index:
         removed = [item.id for item in index.items()][:20]
+    added = make_items(100, 20)  # as many as are removed
     with closing(Store(folder, write=True)) as store, store.transaction():
         store.remove(removed)
-    added = make_items(100, 20)  # as many as were removed
-    add_items(folder, added, unit_vectors(20))
+        add(store, zip(added, unit_vectors(20), strict=True))
     paths = check_hits(folder, warning=LITE)  # as after a crash
     assert not paths.isdisjoint(item.path for item in added)
 
@@ -162,6 +146,9 @@ def text_folder(tmp_path):
 
 
 def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp_path, candidate_counts):
+    from milvus_lite.server_manager import server_manager_instance
+    from pymilvus import MilvusClient
+
     index = tmp_path / "index"
     build(index, [text_folder], random_folder, device="cpu", store=LITE, progress=False)
     remove(index, [text_folder / "3.txt"])
@@ -172,9 +159,11 @@ def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp
         opened.search(Query(vector=QUERIES[0]), top=1)
         assert len(opened) == 11
     assert None not in candidate_counts
-    with milvus_client(index) as client:
+    address = str(index / "vectors.db")
+    with closing(MilvusClient(address)) as client:
         (name,) = client.list_collections()
         assert client.query(name, output_fields=["count(*)"])[0]["count(*)"] == 11
+    server_manager_instance.release_server(address)
 
 
 @pytest.mark.parametrize(

@@ -243,12 +243,6 @@ def test_file_has_an_address(wide):
     wide.wait(lambda: wide.text("#name") == name)
 
 
-def link_with(page, text):
-    """The link with this text in the list about an open file."""
-    (link,) = [link for link in page.all("dl .link") if link.text == text]
-    return link
-
-
 def test_values_of_tags_are_chips_and_links(wide):
     wide.click("#values [data-field=camera] summary")
     wide.answer_to_click("#values [data-field=camera] div button")
@@ -256,7 +250,8 @@ def test_values_of_tags_are_chips_and_links(wide):
     assert wide.texts("#active .chip") == ["Camera: X100V"]
 
     open_first_file(wide)
-    wide.answer_to(link_with(wide, "48.1000, 11.6000").click)
+    (position,) = [link for link in wide.all("dl .link") if link.text == "48.1000, 11.6000"]
+    wide.answer_to(position.click)
 
     assert wide.texts("#active .chip") == ["Camera: X100V", "within 10 km"]
     wide.answer_to_click("#active .chip")
