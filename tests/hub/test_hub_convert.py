@@ -155,20 +155,16 @@ def test_features_of_a_vision_branch_in_a_pickle(tmp_path):
     assert_sees_as_golden(weight_files.load(folder))
 
 
-@pytest.mark.parametrize("per_block", [False, True])
-def test_logits_of_the_imagenet_model(convert_tensors, per_block):
+def test_logits_of_the_imagenet_model(convert_tensors):
     golden = case("vision_classify")
     tensors = vision_branch() | golden.weights
     table = tensors.pop("image_adapter.rel_pos_table_list.0.weight")
-    if per_block:
-        for block in range(3):
-            tensors[f"encoder.layers.{block}.rel_pos_table.weight"] = table.clone()
-    else:
-        tensors["image_adapter.rel_pos_table.weight"] = table
+    for block in range(3):
+        tensors[f"encoder.layers.{block}.rel_pos_table.weight"] = table.clone()
 
     model = weight_files.load(convert_tensors(tensors))
 
-    assert model.config.bias_per_block == per_block
+    assert model.config.bias_per_block
     pixels = golden.inputs["image_64"].float()
     logits = model.predict({"image": {"pixels": pixels}})
     assert_near(logits, golden.outputs["logits_64"], TOKENS)
