@@ -87,19 +87,6 @@ def test_failure_is_raised_with_the_name_of_the_item(model, mixed):
         model.encode(mixed)
 
 
-def test_failure_is_raised_before_all_items_are_read(model):
-    taken = []
-
-    def texts():
-        for index in range(600):
-            taken.append(index)
-            yield 7 if index == 200 else "a dog"
-
-    with pytest.raises(UserError, match="str"):
-        model.encode_text(texts())
-    assert len(taken) < 400
-
-
 def test_failures_are_returned_on_skip(model, mixed):
     vectors, failures = model.encode(mixed, on_error="skip", batch_size=2)
 
