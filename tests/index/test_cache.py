@@ -40,12 +40,12 @@ PART = {"words/2024/c.txt", "words/2024/may/d.txt"}
 
 
 @pytest.fixture
-def search(random_folder, tmp_path):
+def search(model, tmp_path):
     """Searches some paths: the hits, their names, the report of the update before it, and the folder of the index."""
 
     def run(*paths):
-        index = kept_index(paths, str(random_folder), device="cpu", progress=False)
-        with Index.open(index.folder) as opened:
+        index = kept_index(paths, model, progress=False)
+        with Index.open(index.folder, model=model) as opened:
             hits = [(hit.item.path, hit.score, hit.match) for hit in opened.search("words", top=99, collapse=False)]
         names = {path.removeprefix(f"{tmp_path}/") for path, _, _ in hits}
         return SimpleNamespace(hits=hits, names=names, report=index.report, folder=index.folder)
@@ -60,11 +60,11 @@ def search(random_folder, tmp_path):
         (["b.txt", "2024"], PART | {"words/b.txt"}),
     ],
 )
-def test_part_after_the_whole_embeds_and_reads_nothing(words, search, random_folder, monkeypatch, names, expected):
+def test_part_after_the_whole_embeds_and_reads_nothing(words, search, model, monkeypatch, names, expected):
     search(words)
     with monkeypatch.context() as patch:
         patch.setattr("onepeace.index.embed.read_entry", None)
-        kept_part = kept_index([words / name for name in names], str(random_folder), progress=False)
+        kept_part = kept_index([words / name for name in names], model, progress=False)
 
     assert kept_part.report.copied == len(expected)
     assert search(*(words / name for name in names)).names == expected
