@@ -16,6 +16,7 @@ from support.samples import copy_samples
 
 import onepeace
 from onepeace.cli import main
+from onepeace.embed import embedder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,6 +81,17 @@ def random_folder(tmp_path_factory) -> Path:
 def model(random_folder):
     """That model. Who changes it puts it back."""
     return onepeace.load(random_folder, device="cpu")
+
+
+@pytest.fixture
+def loaded_once(random_folder, model, monkeypatch):
+    """The folder of that model is not read again."""
+    load = embedder.load
+
+    def load_others(name, **options):
+        return model if str(name) == str(random_folder) else load(name, **options)
+
+    monkeypatch.setattr(embedder, "load", load_others)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def run(capsys):
 
 
 @pytest.fixture
-def run_model(run, random_folder):
+def run_model(run, random_folder, loaded_once):
     """The same for commands that load a model, which is the small random one unless told another."""
 
     def call(*arguments, code=0, model=random_folder):

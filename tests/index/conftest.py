@@ -23,7 +23,7 @@ def words(tmp_path) -> Path:
 
 
 @pytest.fixture
-def build(random_folder, index):
+def build(random_folder, loaded_once, index):
     """Puts files into `index`, made by the small random model."""
 
     def run(*paths, into=index, model=random_folder, **options):

@@ -119,12 +119,12 @@ def test_force_deletes_no_index_for_a_build_that_cannot_begin(index, tmp_path, s
     assert answers(index) == before
 
 
-def test_damaged_index_is_built_again_by_force(index, tmp_path, samples, capsys):
+def test_damaged_index_is_built_again_by_force(index, tmp_path, samples, random_folder, capsys):
     (index / DATABASE).write_bytes(b"damaged")
     pictures = samples / "images"
 
     assert main(["index", "build", str(index), str(pictures)]) == 1
-    assert main(["index", "build", str(index), str(pictures), "--force", "--device", "cpu"]) == 0
+    assert main(["index", "build", str(index), str(pictures), "--force", "--model", str(random_folder)]) == 0
     assert main(["index", "check", str(index)]) == 0
     assert check(index).files == len(list(pictures.iterdir()))
     assert main(["index", "build", str(tmp_path / "files"), str(pictures), "--force"]) == 1  # holds other files

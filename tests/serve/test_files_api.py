@@ -82,7 +82,7 @@ def test_no_other_file_is_reached(client, collection, path):
 
 
 @pytest.fixture
-def changing(tmp_path, samples, random_folder):
+def changing(tmp_path, samples, random_folder, loaded_once):
     """A folder that changes, a client of its index, and the numbers of its files."""
     folder = tmp_path / "files"
     (folder / "sub").mkdir(parents=True)
