@@ -12,7 +12,6 @@ from onepeace.layers.position import (
     grid_table_rows,
     resize_bias_table,
     sequence_buckets,
-    sequence_table_rows,
     stretch_grid_table,
 )
 
@@ -32,15 +31,6 @@ def test_sequence_buckets_match_golden(buckets):
 def test_grid_buckets_match_golden(side):
     expected = load_file(FOLDER / "buckets.safetensors")[f"image_bucket_{side}"].long()
     assert torch.equal(grid_buckets(side, side, CPU)[0].long(), expected)
-
-
-@pytest.mark.parametrize(("length", "buckets"), [(1, 4), (40, 6)])
-def test_cls_has_three_buckets_of_its_own(length, buckets):
-    matrix = sequence_buckets(length, buckets, CPU)[0].long()
-    rows = sequence_table_rows(buckets)
-    assert matrix[0, 0] == rows - 1
-    assert bool((matrix[0, 1:] == rows - 3).all())
-    assert bool((matrix[1:, 0] == rows - 2).all())
 
 
 def test_sequence_buckets_have_no_longest_length():

@@ -25,16 +25,6 @@ def sequence(key, length, padded=0, matrices=1):
     )
 
 
-def sequence_without_table(key, length, mask=None):
-    return TokenSequence(
-        tokens=torch.zeros(2, length, 4),
-        padding_mask=mask,
-        spans=(TokenSpan(key, 0, length),),
-        buckets=(None,),
-        tables=([],),
-    )
-
-
 @pytest.fixture
 def parts():
     return [
@@ -121,11 +111,3 @@ def test_bias_has_rows_for_each_item_where_tokens_are_dropped():
     assert attention_bias(joint)[0].shape == (1, HEADS, 6, 6)
     dropped = TokenSequence.concat([sequence("a", 4), sequence("b", 2, matrices=2)])
     assert attention_bias(dropped)[0].shape == (2, HEADS, 6, 6)
-
-
-def test_bias_without_tables_still_masks():
-    assert attention_bias(sequence_without_table("a", 3)) == (None, None)
-    padded = sequence_without_table("a", 3, padding(torch.tensor([2, 3]), 3))
-    bias, _ = attention_bias(padded)
-    assert bias[0].flatten().tolist() == [0.0, 0.0, -torch.inf]
-    assert bias[1].flatten().tolist() == [0.0, 0.0, 0.0]

@@ -291,17 +291,3 @@ def test_broken_file_is_named_with_its_reason(processor, kind, tmp_path):
 
 
 # Batches
-
-
-def test_collate_pads_with_zeros_on_the_right(processor):
-    short = processor.decode((noise(RATE), RATE))
-    long = processor.decode((noise(2 * RATE), RATE))
-
-    batch = processor.collate([short, long])
-
-    padded, unpadded = batch["waveform"]
-    assert torch.equal(padded[:RATE], short)
-    assert not padded[RATE:].any()
-    assert torch.equal(unpadded, long)
-    assert batch["lengths"].tolist() == [RATE, 2 * RATE]
-    assert processor.size(short) == RATE
