@@ -72,11 +72,6 @@ def test_stored_texts_give_the_ids_of_the_original(released, field, options):
         assert ids_of(processor, case["text"]) == case[field], case["text"]
 
 
-def test_cleaning_equals_that_of_the_original():
-    for case in CASES:
-        assert clean_text(case["text"]) == case["cleaned"]
-
-
 def test_full_released_vocabulary(shared, tmp_path):
     tokenizer = vocabularies.from_released(shared / "official_bpe")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
