@@ -51,10 +51,10 @@ def configuration(index, **options):
 
 @pytest.fixture(scope="module")
 def impatient(index):
-    """The host and port of a server in this process that waits a fifth of a second for a request."""
+    """The host and port of a server in this process that waits half a second for a request."""
     server = uvicorn.Server(configuration(index))
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
-        patch.setattr("onepeace.serve.server.ARRIVAL_SECONDS", 0.2)
+        patch.setattr("onepeace.serve.server.ARRIVAL_SECONDS", 0.5)
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield listener.getsockname()
