@@ -1,6 +1,7 @@
 import pytest
 
 from onepeace.cli import main
+from onepeace.index import build
 
 
 @pytest.fixture
@@ -22,6 +23,14 @@ def run_model(run, random_folder, loaded_once):
         return run(*arguments, "--model", model, "--device", "cpu", code=code)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory, samples, random_folder):
+    """An index of the samples."""
+    folder = tmp_path_factory.mktemp("index") / "i"
+    build(folder, [samples], str(random_folder), device="cpu", progress=False)
+    return folder
 
 
 @pytest.fixture

@@ -115,15 +115,6 @@ info ./nope
 """
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, samples, random_folder):
-    """An index of a picture."""
-    folder = tmp_path_factory.mktemp("index") / "i"
-    picture = samples / "images/dog.jpg"
-    assert main(["index", "build", str(folder), str(picture), "--model", str(random_folder), "--device", "cpu"]) == 0
-    return folder
-
-
 @pytest.mark.parametrize("line", PATHS_THAT_ARE_MISSING.strip().splitlines())
 def test_path_that_does_not_exist_is_wrong_usage(run, index, samples, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)

@@ -16,14 +16,6 @@ from onepeace.index import Hit, Item, Query, Results, cache
 QUERY = Query(text="a")
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, samples, random_folder):
-    """An index of the samples."""
-    folder = tmp_path_factory.mktemp("index") / "i"
-    assert main(["index", "build", str(folder), str(samples), "--model", str(random_folder), "--device", "cpu"]) == 0
-    return folder
-
-
 @pytest.fixture
 def search(run, index):
     """Runs `onepeace search INDEX ...`, which must end with that code: (hits, stderr)."""

@@ -142,8 +142,9 @@ def test_close_key_frames_may_be_distant_for_a_short_interval(examined):
 # The picture of a second
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["a.mov", "a.mkv", "a.avi", "a.wmv"])
 def test_picture_of_a_second_is_the_last_before_it(name):
+    """Each of these is sought in another way."""
     path = media(name, SCENES, KINDS[name], "-g 50")
     pictures = list(frames(path, every=1))
 
