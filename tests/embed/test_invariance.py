@@ -121,15 +121,3 @@ def test_more_padding_ids_change_nothing():
     batch["ids"] = pad(batch["ids"], (0, 5), value=1)
 
     assert_same_vectors(vectors_of(model, "text", batch), expected)
-
-
-def test_kept_tokens_keep_their_positions(model):
-    """A text whose middle is hidden is not the shorter text: positions and distances stay those of the whole."""
-    ids = item("text", 1)["ids"]
-    kept_ids = ids[:, [0, 1, -1]]
-    keep = torch.tensor([[0, 1, 2, ids.shape[1]]])
-
-    kept = model.features({"text": {"ids": ids}}, {"text": keep})
-    shorter = model.features({"text": {"ids": kept_ids}})
-
-    assert (kept["text"] - shorter["text"]).abs().max() > 0.1

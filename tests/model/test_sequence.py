@@ -25,32 +25,6 @@ def sequence(key, length, padded=0, matrices=1):
     )
 
 
-@pytest.fixture
-def parts():
-    return [
-        sequence("a", 3),
-        sequence("b", 5, padded=2),
-        sequence("c", 1),
-    ]
-
-
-def test_concat_then_split(parts):
-    whole = TokenSequence.concat(parts)
-
-    extents = [(span.start, span.stop) for span in whole.spans]
-    assert extents == [(0, 3), (3, 8), (8, 9)]
-    tokens = whole.split(whole.tokens)
-    masks = whole.split(whole.padding_mask)
-    for key, part in zip("abc", parts, strict=True):
-        assert torch.equal(tokens[key], part.tokens)
-        assert torch.equal(masks[key], part.dense_mask())
-
-
-def test_concat_without_padding_has_no_mask():
-    whole = TokenSequence.concat([sequence("a", 3), sequence("b", 2)])
-    assert whole.padding_mask is None
-
-
 def test_stem_output_without_padding_after_take():
     mask = padding(torch.tensor([2, 4, 2]), 4)
     assert mask.sum(1).tolist() == [2, 0, 2]
