@@ -10,15 +10,12 @@ from onepeace.model.sequence import padding
 HEADS = 3
 
 
-def sequence(key, length, padded=0, matrices=1):
-    """Two items of one modality; ``padded`` tokens at the end of the first are padding."""
-    mask = None
-    if padded:
-        mask = padding(torch.tensor([length - padded, length]), length)
+def sequence(key, length, matrices=1):
+    """Two items of one modality."""
     buckets = torch.arange(length * length).view(1, length, length)
     return TokenSequence(
         tokens=torch.randn(2, length, 4),
-        padding_mask=mask,
+        padding_mask=None,
         spans=(TokenSpan(key, 0, length),),
         buckets=(buckets.expand(matrices, -1, -1),),
         tables=([torch.randn(length * length, HEADS)],),
