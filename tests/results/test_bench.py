@@ -75,14 +75,14 @@ def test_rows_of_training():
     run = ["run.batch_size=16", "run.recompute=blocks"]  # of 4 items fixed costs prevail
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, *run])
     (row,) = bench_train(recipe, [torch.bfloat16], CPU, 0)
-    assert row["pair"] == "audio+text"
+    assert row["source"] == "audio+text"
     assert row["dtype"] == "bfloat16"
     assert row["batch"] == 16
     assert row["recompute"] == "blocks"
     assert_interval(row["time_ours_over_baseline"])
     assert row["memory_ours_over_baseline"] < 1
     assert row["padding"]["ours"] < 0.12 < row["padding"]["baseline"]
-    assert row["teraflops"]["median"] > 0
+    assert row["teraflops"] > 0
 
 
 @pytest.mark.usefixtures("short_clips")
