@@ -146,7 +146,7 @@ def test_answer_that_is_refused_names_the_address(site, page, words):
 
 @pytest.mark.parametrize("page", DRIPPED)
 def test_server_that_sends_a_byte_now_and_then_is_given_up(site, monkeypatch, page):
-    monkeypatch.setattr(source, "TIMEOUT", 1.0)
+    monkeypatch.setattr(source, "TIMEOUT", 0.4)
     monkeypatch.setattr(source, "MAX_SECONDS", 0.2)
     with pytest.raises(UserError, match=rf"{page}: cannot be fetched \(not answered within"):
         source.read_bytes(f"{site}{page}")

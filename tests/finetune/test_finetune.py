@@ -121,7 +121,7 @@ def test_near_copies_lie_in_one_part(samples, finetune, tmp_path, out):
     folder = tmp_path / "photographs"
     folder.mkdir()
     rows = []
-    for path in (samples / "images").iterdir():
+    for path in sorted((samples / "images").iterdir())[:10]:
         shutil.copy(path, folder / path.name)
         Image.open(path).save(folder / f"copy-{path.name}", quality=90)
         rows += [(path.name, path.stem), (f"copy-{path.name}", path.stem)]

@@ -37,19 +37,18 @@ def test_file_that_changes_before_it_is_decoded(tmp_path, index, monkeypatch, ch
         path.write_bytes(OLD)
         os.utime(path, (TIME, TIME))
 
-    class Embedder(crash.Embedder):
-        def stream(self, values, **options):
-            for value in values:
-                if value["text"] == text:
-                    change(text)
-                if value["text"].exists():
-                    yield from super().stream([value])
-                else:
-                    yield SimpleNamespace(windows=None, reason="no such file", is_silent=False)
+    embedded = crash.embedded
+
+    def change_and_embed(path, dim):
+        if path == text:
+            change(text)
+        if path.exists():
+            return embedded(path, dim)
+        return SimpleNamespace(windows=None, reason="no such file", is_silent=False)
 
     with crash.without_model():
         with monkeypatch.context() as patch:
-            patch.setattr(crash, "Embedder", Embedder)
+            patch.setattr(crash, "embedded", change_and_embed)
             report = maintain.build(index, text.parent, progress=False)
         files = content(index)
         next_report = maintain.update(index, progress=False)
