@@ -87,7 +87,7 @@ def with_audio(start, projections):
 def test_stage_two_aligns_audio_to_frozen_text(small_recipe, stage_one):
     trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
     recipe = small_recipe(
-        steps=40,
+        steps=50,
         pair="audio",
         model=with_audio(stage_one, projections=ALL),
         freeze={"except": trained},
@@ -158,8 +158,6 @@ def test_workers_get_no_weights_of_model(small_recipe, tmp_path):
     unpickled = pickle.loads(pickle.dumps(steps))  # noqa: S301
 
     (batch,) = unpickled[0].batches
-    num_words = (batch.inputs["text"]["ids"] != 1).sum(1)
-    assert batch.lengths["text"].tolist() == (num_words + 1).tolist()
     assert batch.lengths["image"].tolist() == [1 + 1] * 24
 
 
