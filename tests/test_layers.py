@@ -82,7 +82,8 @@ def at_top(tree: ast.Module) -> Iterator[ast.AST]:
             waiting += ast.iter_child_nodes(node)
 
 
-def imports(file: Path, *, top: bool = False) -> set[str]:
+@cache
+def imports(file: Path, *, top: bool = False) -> frozenset[str]:
     """Full names of what a file imports; `top`: only what its own import causes."""
     nodes = at_top(tree_of(file)) if top else ast.walk(tree_of(file))
     names = set()
@@ -92,7 +93,7 @@ def imports(file: Path, *, top: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             module = absolute_name(file, node)
             names |= {f"{module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def absolute_name(file: Path, node: ast.ImportFrom) -> str:

@@ -69,8 +69,7 @@ def test_every_head_gradient_matches_golden(shared, task):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [64, 96])
-def test_vision_branch_matches_golden(size):
+def test_vision_branch_of_larger_pictures_matches_golden():
     """Mean of the patches, no final norm of the encoder; the bias table grows with the picture."""
     golden = case("vision_classify")
     head = {"kind": "classifier", "on": "image", "num_classes": 9, "pool": "mean", "hidden_ratio": 0}
@@ -79,9 +78,9 @@ def test_vision_branch_matches_golden(size):
         final_norm=False,
         logit_scale=False,
         heads={"classifier": head},
-        options={"image": {"bias_grid": size // 16}},
+        options={"image": {"bias_grid": 6}},
         extra=golden.weights,
     ).eval()
-    batch = {"image": {"pixels": golden.inputs[f"image_{size}"].float()}}
-    assert_near(model.features(batch)["image"], golden.outputs[f"features_{size}"], TOKENS)
-    assert_near(model.predict(batch), golden.outputs[f"logits_{size}"], TOKENS)
+    batch = {"image": {"pixels": golden.inputs["image_96"].float()}}
+    assert_near(model.features(batch)["image"], golden.outputs["features_96"], TOKENS)
+    assert_near(model.predict(batch), golden.outputs["logits_96"], TOKENS)

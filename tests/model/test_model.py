@@ -29,9 +29,9 @@ from onepeace.train.objective import Objective, Passes
 @torch.no_grad()
 @pytest.mark.parametrize("hide", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "max"])
-@pytest.mark.parametrize("key", ALL)
-def test_pooled_tokens_are_added_to_cls(key, pool, hide):
+def test_pooled_tokens_are_added_to_cls(pool, hide):
     """Tokens that are left out and padding do not count."""
+    key = "audio"
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
     keep = every_other(model, batch)[key] if hide else None
