@@ -147,7 +147,7 @@ def test_logits_of_a_classifier(convert_tensors, name, modalities, task, setting
 
 def test_features_of_a_vision_branch_in_a_pickle(tmp_path):
     content = {"model": vision_branch(), "__author__": "ofa", "matching_heuristics": True}
-    path = bare_pickle(tmp_path / "one-peace-vision.pkl", content, protocol=4)
+    path = bare_pickle(tmp_path / "one-peace-vision.pkl", content)
 
     folder = convert(path, tmp_path / "out")
 
