@@ -291,9 +291,13 @@ def as_first_of(processes: int, per_machine: int, traffic: Counter[tuple[str, Gr
             return x
         gathered = x.repeat(processes, *[1] * (x.ndim - 1))
         traffic["allgather", everybody] += bytes_of([gathered])
-        if gathered.requires_grad:  # its gradient is summed over the processes
-            traffic["allreduce", everybody] += bytes_of([gathered])
+        if gathered.requires_grad:
+            gathered.register_hook(sum_gradient)
         return gathered
+
+    def sum_gradient(gradient: Tensor) -> None:
+        """A gradient is summed over the processes, if the loss has one for what was gathered."""
+        traffic["allreduce", everybody] += bytes_of([gradient])
 
     def gather_values(value: Any) -> list[Any]:
         return [value] * processes

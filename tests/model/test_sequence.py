@@ -1,9 +1,11 @@
 """TokenSequence: what crosses from adapters to blocks, and its checks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from onepeace.model import StemOutput, TokenSequence, TokenSpan
+from onepeace.model import StemOutput, TokenSequence, TokenSpan, encoder
 from onepeace.model.encoder import attention_bias
 from onepeace.model.sequence import padding
 
@@ -82,3 +84,15 @@ def test_bias_has_rows_for_each_item_where_tokens_are_dropped():
     assert attention_bias(joint)[0].shape == (1, HEADS, 6, 6)
     dropped = TokenSequence.concat([sequence("a", 4), sequence("b", 2, matrices=2)])
     assert attention_bias(dropped)[0].shape == (2, HEADS, 6, 6)
+
+
+def test_long_padded_items_share_a_bias_on_a_gpu(monkeypatch):
+    """A bias for each item would take 64 times the memory for 64 clips of 15 s."""
+    monkeypatch.setattr(encoder, "FOLDED", ())
+    length = encoder.SHORT + 1
+    padded = replace(sequence("a", length), padding_mask=padding(torch.tensor([length, 5]), length))
+
+    bias, beside = attention_bias(padded)
+
+    assert bias.shape == (1, HEADS, length, length)
+    assert torch.equal(beside, padded.padding_mask)

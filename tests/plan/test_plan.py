@@ -15,8 +15,9 @@ from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.plan.plan import UTILISATION, make_plan, plan_text, planned_config, step_time
-from onepeace.plan.step import Group, Meter, StepCost, as_on_a_gpu
+from onepeace.plan.step import Group, Meter, StepCost, as_first_of, as_on_a_gpu
 from onepeace.plan.synthetic import item_batch
+from onepeace.train import parallel
 from onepeace.train.recipe import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -194,3 +195,16 @@ def test_two_pictures_an_item_are_both_computed():
     flops = make_plan(read_recipe(nlvr2, small)).flops_per_step
     flops_of_one = make_plan(read_recipe(nlvr2, [*small, *single])).flops_per_step
     assert flops == pytest.approx(2 * flops_of_one, rel=0.05)
+
+
+@pytest.mark.parametrize("is_detached", [True, False])
+def test_gathered_keys_without_a_gradient_are_not_summed(is_detached):
+    traffic = Counter()
+    x = torch.ones(2, 8, requires_grad=True)
+    with as_first_of(4, 2, traffic):
+        keys = parallel.gather(x)
+        ((keys.detach() if is_detached else keys) @ x.T).sum().backward()
+
+    everybody = Group(4, 2)
+    size = 4 * x.nbytes
+    assert traffic == {("allgather", everybody): size} | ({} if is_detached else {("allreduce", everybody): size})
