@@ -172,19 +172,17 @@ class State:
     average: Mapping[str, Tensor]
     """Averaged weights by parameter name; empty if the run has none."""
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors, not copied: "model", "ema" and "optimizer", by name of the parameter; the last with its field,
-        as ``head.weight.exp_avg``."""
-        optimizer = {}
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, not copied: ``model.NAME``, ``ema.NAME`` and ``optimizer.NAME.FIELD`` by name of the parameter,
+        as ``optimizer.model.head.weight.exp_avg``."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        for name, tensor in self.average.items():
+            tensors[f"ema.{name}"] = tensor
         for name, values in self._optimizer_state().items():
             for field, value in values.items():
                 if isinstance(value, Tensor):
-                    optimizer[f"{name}.{field}"] = value
-        return {
-            "model": dict(self.objective.state_dict()),
-            "ema": dict(self.average),
-            "optimizer": optimizer,
-        }
+                    tensors[f"optimizer.{name}.{field}"] = value
+        return tensors
 
     def numbers(self) -> dict[str, Any]:
         """Numbers of the optimizer that are not tensors: of its groups, and of each parameter with a state, by name."""
@@ -322,9 +320,8 @@ class Checkpoints:
             UserError: the one before could not be written.
         """
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint import DefaultSavePlanner
 
-        from onepeace.train.checkpoint_storage import Writer
+        from onepeace.train.checkpoint_storage import Planner, Writer
 
         started = time.monotonic()
         self.wait()
@@ -343,7 +340,7 @@ class Checkpoints:
         self._writing = dcp.async_save(  # type: ignore[assignment]
             self.state.tensors(),
             storage_writer=Writer(unfinished(folder_of(self.out, step)), partial(self._complete, header)),
-            planner=DefaultSavePlanner(enable_plan_caching=True),  # plans, which are large, are exchanged once
+            planner=Planner(),
             process_group=self._group,
             async_stager=self._stager,
             no_dist=self._group is None,
@@ -415,8 +412,7 @@ class Checkpoints:
             dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except (dcp.CheckpointException, KeyError, ValueError) as error:
             raise UserError(f"lacks tensors of this run: {remedy}", where=folder) from error
-        names = {f"{part}.{name}" for part in tensors for name in tensors[part]}
-        unexpected = {index.fqn for index in reader.storage_data} - names
+        unexpected = {index.fqn for index in reader.storage_data} - tensors.keys()
         if unexpected:
             raise UserError(f"has {min(unexpected)}, which this run does not have: {remedy}", where=folder)
         if parallel.rank() == 0:

@@ -66,11 +66,7 @@ class Run:
         return self.checkpoints.restore(folder)
 
     def tensors(self):
-        copies = {}
-        for part, tensors in self.checkpoints.state.tensors().items():
-            for name, tensor in tensors.items():
-                copies[f"{part}.{name}"] = tensor.detach().clone()
-        return copies
+        return {name: tensor.detach().clone() for name, tensor in self.checkpoints.state.tensors().items()}
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Checkpoints of several processes: whatever wrote them restores all of the state, to the bit, in any other."""
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, parallel
 from onepeace.train.checkpoint import folder_of, folders
+from onepeace.train.checkpoint_storage import Planner
 from onepeace.train.sections import RunConfig
 
 LAYOUTS = {
@@ -56,11 +59,10 @@ def save(checkpoints, step):
 
 
 def whole_state(checkpoints):
-    """Tensors by part and name, which this process may have a shard of."""
+    """Tensors by name, which this process may have a shard of."""
     whole = {}
-    for part, tensors in checkpoints.state.tensors().items():
-        for name, tensor in tensors.items():
-            whole[f"{part}.{name}"] = tensor.full_tensor() if parallel.is_sharded(tensor) else tensor.clone()
+    for name, tensor in checkpoints.state.tensors().items():
+        whole[name] = tensor.full_tensor() if parallel.is_sharded(tensor) else tensor.clone()
     return whole
 
 
@@ -82,6 +84,24 @@ def save_and_restore_in_each_layout(out):
     for written, state in expected.items():
         for layout in LAYOUTS:
             assert_restored(out / written, layout, state)
+
+
+def plan_in_each_layout():
+    """What processes offer to write is all that there is, and nothing twice; under ddp each offers as many tensors."""
+    for layout in LAYOUTS:
+        planner = type(layout, (Planner,), {})()  # torch keeps the plans of a class
+        tensors = checkpoints_of(Path(), layout, seed=1).state.tensors()
+        planner.set_up_planner(tensors)
+        own = []
+        for item in planner.create_local_plan().items:
+            if item.tensor_data.chunk.sizes.numel():  # a process may have no row
+                own.append((item.index.fqn, item.index.offset))
+        plans = parallel.gather_objects(own)
+        offered = [index for plan in plans for index in plan]
+        assert len(set(offered)) == len(offered)
+        assert {name for name, _ in offered} == tensors.keys()
+        if layout == "ddp":
+            assert max(map(len, plans)) - min(map(len, plans)) <= 1
 
 
 def look_for_newest(out):
@@ -118,6 +138,7 @@ def out(tmp_path_factory):
         (save_and_restore_in_each_layout, out),
         (look_for_newest, out / "damaged"),
         (fail_in_one_process, out / "full"),
+        (plan_in_each_layout,),
     ]
     start(4, in_turn, calls)
     return out
