@@ -42,6 +42,8 @@ class LoadedModel:
         """UserError: a loaded model stays on its device and in its precision."""
         raise UserError("a loaded model is not moved; load it where it should be: onepeace.load(NAME, device=...)")
 
+    cpu = cuda = half = float = to
+
     @property
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""

@@ -54,7 +54,7 @@ class OwnData:
         num_unlabelled = sum(record.label is None for record in self.all_records)
         if 0 < num_unlabelled < self.count:
             classes = f"; labels are not used, as {num_unlabelled} of {self.count} items lack one"
-        return f"{', '.join(samples)}{classes}"
+        return f"{', '.join(samples) or 'nothing usable'}{classes}"
 
 
 def plural(keys: Sequence[str], captions: bool = True) -> str:
@@ -83,7 +83,7 @@ def read_own_data(
         unpacked: empty folder for files that are stored as bytes in cells of the table; needed if there are such.
 
     Raises:
-        UserError: there is nothing, or too little to learn from; the message says how much is needed.
+        UsageError: there is no such file or folder; UserError: it cannot be read.
     """
     if not path.exists():
         raise UsageError("no such file or folder", where=path)
@@ -103,9 +103,7 @@ def read_own_data(
             _unpack(record, unpack)
         grouped.setdefault(keys, []).append(record)
     merged = {keys: _merged(records) for keys, records in grouped.items()}
-    data = _without_contradictions(OwnData(merged, left_out, unpacked))
-    check_enough(path, data)
-    return data
+    return _without_contradictions(OwnData(merged, left_out, unpacked))
 
 
 def _modalities_of(record: Record) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import LOCK, locked, write_text_atomic
 from onepeace.finetune.answers import answers, read_answers, write_answers
 from onepeace.finetune.average import AVERAGE, average_weights, read_average
-from onepeace.finetune.own_data import read_own_data
+from onepeace.finetune.own_data import check_enough, read_own_data
 from onepeace.finetune.recipe import FROZEN, auto_recipe, described, head_names, overridden
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
@@ -173,6 +173,7 @@ class FineTuning:
             self.say(f"{self.source}: {data.described()}{_left_out(data.left_out)}")
             if data.labels:
                 self._say_classes(data.labels)
+            check_enough(self.source, data)
             split, summary = divide(data, self.source, self.group)
             self.say(summary.described())
             recipe = self._new_recipe(summary)

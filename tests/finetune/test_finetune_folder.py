@@ -94,9 +94,20 @@ def test_ctrl_c_says_whether_anything_is_kept(captions_table, finetune, out, mon
 def test_too_few_items_are_refused(captions_table, finetune, out, tmp_path):
     rows = [(captions_table.parent / f"red{i}.png", "a red square") for i in range(3)]
     table = write_table(tmp_path / "few.csv", ("image", "text"), *rows)
-    err = finetune(table, code=1).err
-    assert_one_line(err, "3 usable items are too few to learn from; 20 are needed")
+    _, error = finetune(table, code=1).err.splitlines(keepends=True)
+    assert_one_line(error, "3 usable items are too few to learn from; 20 are needed")
     assert not out.exists()
+
+
+def test_folders_are_said_to_be_classes_before_a_small_one_is_refused(captions_table, finetune, tmp_path):
+    pictures = sorted(captions_table.parent.glob("*.png"))
+    for name, count in (("Home", 20), ("Work", 4)):
+        (tmp_path / "albums" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(pictures[number % len(pictures)], tmp_path / "albums" / name / f"{number}.png")
+    *said, error = finetune(tmp_path / "albums", code=1).err.splitlines(keepends=True)
+    assert "each folder is taken as a class" in said[-1]
+    assert_one_line(error, "class 'Work' has 4 usable items")
 
 
 def test_folder_of_something_else_is_refused(captions_table, finetune, tmp_path):
