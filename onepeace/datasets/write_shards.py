@@ -14,6 +14,7 @@ from onepeace.datasets.layout import Encoded, Layout, Record, Skipped, Split, sk
 from onepeace.datasets.media import DuplicateFilter
 from onepeace.datasets.pairs import from_source
 from onepeace.errors import UsageError, UserError
+from onepeace.extensions import HINT
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
 from onepeace.processors import PROCESSORS
@@ -53,6 +54,8 @@ def write_layout(layout: Layout, source: Path, root: Path, shard_megabytes: int)
     is_repeated = DuplicateFilter()  # of all splits, so that validation data is not also written as training data
     num_samples = 0
     for split in layout.splits(source, partial(held_out, root)):
+        if not isinstance(split, Split):
+            raise UserError(f"its layout yields a {type(split).__name__}, not a Split", where=source)
         written = _write_split(split, root, shard_megabytes, is_repeated)
         num_samples += written.num_samples
         yield written
@@ -129,6 +132,9 @@ def _write(
 
     Args:
         is_repeated: True for content that has been written before, which is dropped silently.
+
+    Raises:
+        UserError: a record is none, or has an input of a modality that is not known.
     """
 
     def read(record: Record | Skipped) -> Encoded | Skipped:
@@ -140,7 +146,9 @@ def _write(
             progress.update()
             if isinstance(record, Skipped):
                 skipped_entries.append(record)
-            elif isinstance(result, Exception):
+                continue
+            _check(record)
+            if isinstance(result, Exception):
                 skipped_entries.append(skipped(record.name, result))
             elif isinstance(result, Encoded):
                 original = result.original
@@ -150,6 +158,16 @@ def _write(
                 if key is not None:
                     skipped_entries.append(Skipped(key, "an earlier sample has this key"))
     return skipped_entries
+
+
+def _check(record: Record) -> None:
+    """`UserError` for what would be written without a part, or not at all, by a mistake in a layout."""
+    if not isinstance(record, Record):
+        raise UserError(f"its layout's records have a {type(record).__name__}, not a Record")
+    for modality in record.inputs:
+        if modality not in PROCESSORS:
+            known = ", ".join(PROCESSORS)
+            raise UserError(f"its inputs have {modality!r}; known: {known}; {HINT}", where=record.name)
 
 
 def _write_sample(writer: ShardWriter, record: Record, encoded: Encoded) -> str | None:

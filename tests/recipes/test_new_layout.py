@@ -1,5 +1,6 @@
 """A layout that the package does not know: a file of one's own, written by the command, read by the trainer."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Pets(Photographs):
     family = "pets"
     size: int = option(16, "short side of the pictures in pixels")
     val: int = option(0, "the number that is validation data")
+    text: str = option("text", "where the names go")
+    bare: bool = option(False, "whether records come without a split")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         paths = sorted(folder.glob("*_*.png"))
@@ -29,7 +32,7 @@ class Pets(Photographs):
             raise UserError(f"{folder}: no NAME_NUMBER.png files")
         for validation, shards in ((True, "val/pets/pets"), (False, "train/image_text/pets")):
             records = [self._record(path) for path in paths if path.stem.endswith(f"_{self.val}") == validation]
-            yield Split(shards, records, self.encode)
+            yield records if self.bare else Split(shards, records, self.encode)  # type: ignore[misc]
 
     def _record(self, path: Path):
         name, number = path.stem.split("_")
@@ -38,7 +41,7 @@ class Pets(Photographs):
         return Record(
             key=f"pets_{path.stem}",
             source="Pets",
-            inputs={"image": path, "text": [f"a {name}", name]},
+            inputs={"image": path, self.text: [f"a {name}", name]},
             targets={"label": name, "age": int(number)},
             about={"license": "CC0", "owner": "me"},
         )
@@ -69,3 +72,18 @@ def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, layout):
     assert dog.targets == {"label": "dog", "age": 0}
     assert dog.inputs["image"].startswith(b"RIFF")
     assert set(shards.samples("val/pets/*.tar")) == {"pets_dog_2", "pets_parrot_2"}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("text=txt", r"dog_0\.png: its inputs have 'txt'; known: .*text"),
+        ("bare=true", "its layout yields a list, not a Split"),
+    ],
+)
+def test_mistake_in_a_layout_is_one_line(prepare, layout, mistake, told):
+    shards = prepare("pets", mistake, files={"dog_0.png": picture(1, (64, 32))}, layout=layout, code=1)
+
+    assert re.search(rf"^onepeace: .*{told}", shards.err)
+    assert not shards.train
+    assert not shards.val
