@@ -217,7 +217,7 @@ def media_of(members: Members, endings: Collection[str], known: Collection[str] 
         known: all known endings; a file belongs to the longest one that it has.
 
     Raises:
-        ValueError: one of several files is empty, or a number is missing.
+        ValueError: one of several files is empty, a number is missing, or two files have one number.
     """
     files = _numbered_files(members, endings, {*endings, *known})
     if 1 not in files:
@@ -232,7 +232,11 @@ def media_of(members: Members, endings: Collection[str], known: Collection[str] 
 
 
 def _numbered_files(members: Members, endings: Collection[str], known: Collection[str]) -> dict[int, Any]:
-    """Files with one of the endings by their number, that of KEY.jpg being 1. Only numbered ones may be empty."""
+    """Files with one of the endings by their number, that of KEY.jpg being 1. Only numbered ones may be empty.
+
+    Raises:
+        ValueError: a file without a word in its name, as KEY.thumb.jpg has, would not be read.
+    """
     named: list[tuple[str, str]] = []
     for member in members:
         ending = ending_of(member, known)
@@ -240,11 +244,14 @@ def _numbered_files(members: Members, endings: Collection[str], known: Collectio
             named.append((member.removesuffix(ending), member))
     files: dict[int, Any] = {}
     for name, member in sorted(named):  # KEY.jpg before KEY.thumb.jpg
-        number = 1
-        if re.fullmatch(r"([2-9]|[1-9]\d+)\.", name):
-            number = int(name[:-1])
-        if members[member] or number > 1:
-            files.setdefault(number, members[member])
+        label = name.removesuffix(".")
+        number = int(label) if re.fullmatch(r"[2-9]|[1-9]\d+", label) else 1
+        if not members[member] and number == 1:
+            continue
+        if number not in files:
+            files[number] = members[member]
+        elif not label or label.isdecimal():
+            raise ValueError(f"its .{member} is another file {number}; number files KEY.jpg, KEY.2.jpg, KEY.3.jpg")
     return files
 
 

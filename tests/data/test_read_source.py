@@ -130,6 +130,15 @@ def test_more_than_nine_pictures_of_a_sample(tmp_path):
     assert sample.inputs["image"] == [picture(number) for number in range(1, 13)]
 
 
+@pytest.mark.parametrize("endings", [("0.png", "1.png"), ("png", "1.png"), ("png", "02.png"), ("png", "jpg")])
+def test_picture_that_would_not_be_read_is_named(tmp_path, caplog, endings):
+    members = {f"x.{ending}": picture(0) for ending in endings}
+    write_tar(tmp_path / "a.tar", {**members, "y.png": picture(1)})
+    (sample,) = read_source("a.tar", ("image",), tmp_path)
+    assert sample.key == "y"
+    assert re.search(r"a\.tar: x: its \.\S+ is another file 1", caplog.text)
+
+
 def depth_of(*suffixes):
     """The processor of a modality for maps of depth, with these endings."""
     return type("Depth", (PROCESSORS["image"],), {"key": "depth", "suffixes": frozenset(suffixes)})
