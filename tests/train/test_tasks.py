@@ -13,6 +13,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.train import trainer
 from onepeace.train.terms.contrastive import Contrastive, ContrastiveOptions
+from onepeace.train.terms.heads import Classification, ClassificationOptions
 
 LABEL = {"shards": "squares.tar", "pair": ["image"], "targets": ["label"]}
 BOX = {"shards": "squares.tar", "pair": ["image", "text"], "targets": ["box"]}
@@ -76,6 +77,15 @@ def test_label_that_is_no_class_is_named(root, tmp_path):
 
     with pytest.raises(UserError, match=r"red\d+: 'red' is not among the 7 labels"):
         trainer.train(task_recipe(root, tmp_path / "run", LABEL, steps=30, labels=str(labels)))
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(2, 1), (1, 2)])
+def test_head_that_reads_another_number_of_pictures_than_items_have_is_refused(rows, inputs):
+    model = SimpleNamespace(config=SimpleNamespace(heads={"classifier": {"inputs": inputs}}))
+    passes = SimpleNamespace(batch=SimpleNamespace(rows=rows, source="image"), model=model)
+    options = ClassificationOptions(term="classification")
+    with pytest.raises(UserError, match=rf"head reads {inputs} .* items of image have {rows} pictures"):
+        Classification(options, model).outputs(passes)
 
 
 def test_contrast_of_items_with_two_pictures_is_refused():

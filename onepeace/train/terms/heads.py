@@ -43,6 +43,8 @@ class Supervised(Term[S], Generic[S]):
     """Number of outputs of a head without classes."""
     follows_pixels: ClassVar[bool] = False
     """Whether the target is a position in the picture, which rules out crops and flips."""
+    scores_candidates: ClassVar[bool] = False
+    """Whether an item has a row of outputs for each of its candidates, however many the head reads."""
 
     def __init__(self, options: S, model: Trained, prepared: Any = None):
         super().__init__(options, model)
@@ -60,7 +62,19 @@ class Supervised(Term[S], Generic[S]):
             check_places(options, cls.target, context.data, context.config)
 
     def outputs(self, passes: Passes) -> Any:
-        """Outputs of the head for a part of the batch, a row per input."""
+        """Outputs of the head for a part of the batch, a row per item, or per candidate.
+
+        Raises:
+            UserError: an item has another number of inputs than the head reads.
+        """
+        batch = passes.batch
+        inputs = passes.model.config.heads[self.options.head].get("inputs", 1)
+        if batch.rows != inputs and not self.scores_candidates:
+            raise UserError(
+                f"its head reads {inputs} for each item, and items of {batch.source} have {batch.rows} pictures, "
+                f"sounds or candidates; set inputs of model.heads.{self.options.head}, or name other sources",
+                where=self.options.where,
+            )
         return passes.head(self.options.head, self.options.on or tuple(passes.keys))
 
     def number_of(self, label: Any, key: str) -> int:
@@ -148,6 +162,7 @@ class Choice(Supervised[SupervisedOptions]):
     target = "choice"
     task = "choice"
     num_outputs = 1
+    scores_candidates = True
 
     @classmethod
     def check(cls, options: SupervisedOptions, context: TermContext) -> None:
