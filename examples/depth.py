@@ -3,8 +3,8 @@ taken with.
 
     onepeace train examples/depth.yaml model.from=RUN data.root=FOLDER
 
-Shards hold KEY.jpg and KEY.depth.png, the distance of each pixel in millimetres (16 bits, 0 = unknown), as cameras and
-SUN RGB-D write it. The adapter is that of pictures with `channels: 1`; its weights are copied from it. Afterwards
+Shards hold KEY.jpg and KEY.depth.png, the distance of each pixel in millimetres (16 bits, 0 = unknown), as depth
+cameras write it. The adapter is that of pictures with `channels: 1`; its weights are copied from it. Afterwards
 `onepeace.load("runs/depth").encode([{"depth": "room.depth.png"}])` is a vector in the space of pictures and words.
 """
 

@@ -28,7 +28,8 @@ SOURCE is one of
   onepeace shards --layout recipes/layouts/coco.py --help
   onepeace shards --layout recipes/layouts/coco.py ~/downloads/coco -o $ONEPEACE_DATA size=160
 
-exit code: 0, 1 when a row or file of yours was skipped (they are listed at the end), 2 for wrong usage"""
+exit code: 0, 1 when a row or file was skipped (they are listed at the end; with --layout it stays 0, as public
+datasets lose files), 2 for wrong usage"""
 
 SHARD_MEGABYTES = 100
 LAYOUT_SHARD_MEGABYTES = 15
