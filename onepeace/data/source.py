@@ -156,7 +156,8 @@ class Candidates:
         """Note that a sample is broken, or that the shard cannot be read any more."""
         source = self.source
         if isinstance(error, UnreadableShard):
-            source.lost.append(Lost(source.number, str(error), self.number, epoch))
+            reason = f"{error}; its {len(self)} samples are lost"
+            source.lost.append(Lost(source.number, reason, self.number, epoch))
             return
         reason = str(error)
         if not isinstance(error, BrokenSample):

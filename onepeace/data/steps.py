@@ -276,6 +276,11 @@ class Account:
         self._unreadable = []
         self._lines = []
 
+    @property
+    def lost_shards(self) -> int:
+        """Number of shards that could not be read in this or the last epoch."""
+        return sum(len(losses.unreadable) for losses in self.losses)
+
     def state(self) -> dict[str, Cursor]:
         """The counts, for a checkpoint."""
         counts: dict[str, int] = {}

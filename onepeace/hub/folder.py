@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.yaml"
+TERMS_FILE = "terms.safetensors"
+"""Parameters of the terms that trained the model, by name of the term."""
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
 MODEL_FOLDER = "model folder"

@@ -238,8 +238,6 @@ def replicate(objective: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return objective
-    # torch says once that it did not find any in the first step.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     return DistributedDataParallel(objective, find_unused_parameters=True)
 
 

@@ -29,6 +29,7 @@ from onepeace.files.atomic import write_atomic
 from onepeace.files.picture import open_picture
 from onepeace.files.source import scheme
 from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import TERMS_FILE
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.processors import ImageProcessor, TextProcessor, tokenizer
@@ -51,8 +52,6 @@ LOOKED_AT = 8
 """Pictures of a source that are looked at before the first step."""
 TOKENIZER = "tokenizer.json"
 """File in the run's folder."""
-TERMS_FILE = "terms.safetensors"
-"""File in the model's folder: parameters of the terms that trained it, by name of the term."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from onepeace.device import choose_device, memory_remedy, peak_memory
 from onepeace.errors import UserError
 from onepeace.files.atomic import locked, write_atomic
 from onepeace.hub import weights
-from onepeace.hub.folder import TASKS
+from onepeace.hub.folder import TASKS, TERMS_FILE
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
 from onepeace.train.checkpoint import read_header, remove_unfinished
@@ -32,7 +32,7 @@ from onepeace.train.lora import trained_module
 from onepeace.train.optim import rates
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.schedule import learning_rate
-from onepeace.train.setup import TERMS_FILE, TOKENIZER, build, build_steps
+from onepeace.train.setup import TOKENIZER, build, build_steps
 from onepeace.train.speed import Utilisation, traced
 from onepeace.train.step import Stepper, UnusableSteps
 
@@ -258,6 +258,7 @@ class Trainer:
         temperature = {} if scale is None else {"logit_scale": scale.exp().item()}
         line = {
             **means,
+            "lost_shards": self.account.lost_shards,
             "lr": self._learning_rate(step),
             **{f"lr/{pattern}": rate for pattern, rate in rates(self.stepper.optimizer).items()},
             **speed,

@@ -303,6 +303,15 @@ def test_golden_finetuned_models(golden_folders):
     assert_sees_as_golden(weight_files.load(golden_folders["vision_branch"]))
 
 
+@pytest.mark.parametrize("name", ["tasks.yaml", "terms.safetensors"])
+def test_what_training_left_in_a_model_folder_goes_along(converted, tmp_path, name):
+    (converted / name).write_bytes(b"of a run")
+
+    folder = convert(converted, tmp_path / "smaller", dtype="float16")
+
+    assert (folder / name).read_bytes() == b"of a run"
+
+
 def test_model_folder_in_another_dtype_with_fewer_modalities(converted, tmp_path):
     folder = convert(converted, tmp_path / "smaller", dtype="float16", modalities=["text"])
 

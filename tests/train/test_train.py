@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small_shards import COLOURS, TONES, square, tone
+from support.small_shards import COLOURS, TONES, square, tone, write_shards
 from support.training import (
     ALL,
     DENOISING,
@@ -162,6 +162,14 @@ def test_workers_get_no_weights_of_model(small_recipe, tmp_path):
 
 
 # Runs that go on
+
+
+def test_lost_shards_are_in_the_log(small_recipe, tmp_path):
+    write_shards(tmp_path / "shards")
+    (tmp_path / "shards" / "squares-2.tar").write_bytes(b"")
+    data = {"root": str(tmp_path / "shards"), "train": [source(shards="squares*.tar")], "broken_limit": 0.5}
+    trainer.train(small_recipe("run", steps=1, data=data))
+    assert logged(tmp_path / "run")[-1]["lost_shards"] == 1
 
 
 def test_finished_run_mends_its_model(small_recipe):

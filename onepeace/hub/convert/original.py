@@ -1,6 +1,7 @@
 """Checkpoints of the original code: described by our names of their tensors, and written as model folders."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion, architecture
 from onepeace.hub.convert.unpickle import InertObject, plain, read_checkpoint
 from onepeace.hub.download import from_hub
-from onepeace.hub.folder import CARD, MODEL_FOLDER, TOKENIZER, new_folder
+from onepeace.hub.folder import CARD, MODEL_FOLDER, TASKS, TERMS_FILE, TOKENIZER, new_folder
 from onepeace.hub.tensors import LazyTensor, ModelDescription, cast, expected, write_folder
 
 if TYPE_CHECKING:
@@ -166,10 +167,14 @@ def write_converted(
     replace_existing: bool = False,
     progress: bool = False,
 ) -> None:
-    """Write the model folder `out` with these tensors of `source`."""
+    """Write the model folder `out` with these tensors of `source`, and the tasks and terms beside them as they are."""
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
             (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        if source.layout == MODEL_FOLDER:
+            for name in (TASKS, TERMS_FILE):
+                if (source.path / name).is_file():
+                    shutil.copyfile(source.path / name, temporary / name)
         write_folder(temporary, tensors, config, _card(source, config), progress=progress)
 
 
