@@ -1,6 +1,6 @@
-"""Inverted lists of the vectors of a large index (Johnson et al., arXiv 1702.08734), in FAISS's own file.
+"""Inverted lists of many vectors of one modality (Johnson et al., arXiv 1702.08734), in FAISS's own file.
 
-They propose candidates, which are compared exactly (vectors.py), and are mapped, so that none is read when an index is
+Lists of several would be of little use: a text is nearer to all texts than to any picture. They propose candidates, which are compared exactly (vectors.py), and are mapped, so that none is read when an index is
 opened. They have the ids of vectors: after an update they are used on, and what they do not have yet is compared too.
 """
 
@@ -93,7 +93,8 @@ class Lists:
         return Selection(ids, faiss().IDSelectorBitmap(bits), listed + np.flatnonzero(wanted[listed:]))
 
     def propose(self, query: np.ndarray, count: int, selection: "Selection") -> np.ndarray:
-        """Rows that may be near a query, and those that are not in the lists.
+        """Rows that may be near a query, and those that are not in the lists; none at all if the lists near the query
+        hold too few of the selected rows, as the nearest may then be in others.
 
         Args:
             query: (E,) float32, a unit vector.
@@ -102,7 +103,9 @@ class Lists:
         parameters = faiss().SearchParametersIVF(sel=selection.selector, nprobe=PROBED)
         with one_blas_thread():
             _, (found,) = self._lists.search(query[None], count, params=parameters)
-        return np.concatenate([np.searchsorted(selection.ids, found[found >= 0]), selection.unlisted])
+        if (found < 0).any():
+            return np.empty(0, np.int64)
+        return np.concatenate([np.searchsorted(selection.ids, found), selection.unlisted])
 
 
 class Selection(NamedTuple):
@@ -116,25 +119,28 @@ class Selection(NamedTuple):
     """Selected rows that are not in the lists."""
 
 
-def write_lists(folder: Path, ids: np.ndarray, vectors: Any) -> ListsFile:
-    """Write lists of all vectors (n, E), whose ids (n,) ascend, to a new file.
+def write_lists(folder: Path, ids: np.ndarray, vectors: Any, rows: np.ndarray) -> ListsFile:
+    """Write lists of some of the vectors (n, E), whose ids (n,) ascend, to a new file.
+
+    Args:
+        rows: (k,) int64, ascending.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    count, embed_dim = vectors.shape
+    embed_dim = vectors.shape[1]
     path = folder / f"lists-{secrets.token_hex(8)}.faiss"
-    chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
+    chosen = np.random.default_rng(0).choice(rows, min(TRAINED, len(rows)), replace=False)
     byte = faiss().ScalarQuantizer.QT_8bit
     centroids = faiss().IndexFlatIP(embed_dim)
     lists = faiss().IndexIVFScalarQuantizer(centroids, embed_dim, LISTS, byte, faiss().METRIC_INNER_PRODUCT)
     lists.train(vectors[np.sort(chosen)])
-    for start in range(0, count, ADDED):
-        block = slice(start, start + ADDED)
-        lists.add_with_ids(np.ascontiguousarray(vectors[block]), np.ascontiguousarray(ids[block]))
+    for start in range(0, len(rows), ADDED):
+        block = rows[start : start + ADDED]
+        lists.add_with_ids(vectors[block], ids[block])
     try:
         faiss().write_index(lists, os.fspath(path))
     except RuntimeError as error:
         raise OSError(one_line(error)) from error
     sync(path)
-    return ListsFile.of(path, int(ids[-1]), embed_dim)
+    return ListsFile.of(path, int(ids[rows[-1]]), embed_dim)

@@ -3,7 +3,7 @@
 The vectors are mapped from a file that is copied from the database, so that none is read when an index is opened:
 
     vectors-TOKEN.bin   the vectors by ascending id, and what each is of: `COLUMNS` (files/derived.py)
-    lists-TOKEN.faiss   from `LARGE` vectors on, if FAISS is installed: `Lists`
+    lists-TOKEN.faiss   of each modality with `LARGE` vectors, if FAISS is installed: `Lists`
 
 The database has the token and the state of the former; the digest of a file up to `VERIFIED` bytes is compared when it
 is opened, that of a larger one by `index check` and `index update`. Until a writer has copied its changes, readers take
@@ -14,9 +14,9 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality": "i1"}
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
-DERIVED = "derived_files"
+DERIVED = "derived"
 """Entry of the metadata with the derived files, `_Files`."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
 READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
-"""Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
+"""Number of vectors of a modality from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 UNLISTED = 0.02
 """Share of vectors, new or removed since the lists were made, above which these are made anew: a minute a million."""
 LISTED = 2
@@ -107,25 +107,28 @@ def remove_derived(folder: Path, but: Collection[str] = ()) -> None:
             path.unlink(missing_ok=True)
 
 
-class _Files(NamedTuple):
+@dataclass(frozen=True)
+class _Files:
     """The entry `DERIVED` of the metadata: the derived files of an index."""
 
     token: str = ""
     """Token of the file of vectors; empty if there is none."""
     state: str = ""
     """State of the vectors in it, `vectors_state`."""
-    lists: ListsFile | None = None
+    lists: Mapping[str, ListsFile] = field(default_factory=dict)
+    """By modality."""
 
     @classmethod
     def of(cls, store: Store) -> "_Files":
         files = cls(**json.loads(store.meta.get(DERIVED, "{}")))
-        return files._replace(lists=files.lists and ListsFile(*files.lists))
+        lists = {modality: ListsFile(*file) for modality, file in files.lists.items()}
+        return replace(files, lists=lists)
 
     def vectors_in(self, folder: Path) -> Path:
         return folder / f"vectors-{self.token}.bin"
 
     def names(self) -> set[str]:
-        return {self.vectors_in(Path()).name, self.lists.name if self.lists else ""}
+        return {self.vectors_in(Path()).name, *(file.name for file in self.lists.values())}
 
 
 class _Changed:
@@ -266,32 +269,37 @@ class Matrix:
         return neighbours
 
     @cached_property
-    def lists(self) -> Lists | None:
-        """None if there are none, or FAISS is not installed."""
-        file, folder = self.in_files.lists, self.store.folder
-        if file is None or faiss() is None:  # a small index imports no FAISS
-            return None
-        if not file.is_intact(folder, self.store.embed_dim):
-            log.warning(LOST, folder / file.name, update_again(folder))
-            return None
-        return Lists(folder, file)
+    def lists(self) -> dict[int, Lists]:
+        """Lists by the place of their modality in `Store.modalities`; none if FAISS is not installed."""
+        lists: dict[int, Lists] = {}
+        if not self.in_files.lists or faiss() is None:  # a small index imports no FAISS
+            return lists
+        folder = self.store.folder
+        for modality, file in self.in_files.lists.items():
+            if file.is_intact(folder, self.store.embed_dim):
+                lists[self.store.modalities.index(modality)] = Lists(folder, file)
+            else:
+                log.warning(LOST, folder / file.name, update_again(folder))
+        return lists
 
     @cached_property
-    def selections(self) -> list[Selection]:
-        """All rows of each of `Store.modalities`."""
-        lists = self.lists
-        if lists is None:
-            return []
-        return [lists.select(self.id, self.modality == code) for code in range(len(self.store.modalities))]
+    def selections(self) -> dict[int, Selection]:
+        """All rows of each modality with lists."""
+        return {code: lists.select(self.id, self.modality == code) for code, lists in self.lists.items()}
 
-    def needs_lists(self) -> bool:
-        """Whether lists would help, and there are none or too much has changed since they were made."""
+    def outdated_lists(self) -> list[str]:
+        """Modalities whose lists would help, and are missing, or of vectors too many of which have changed."""
         if len(self) < LARGE or faiss() is None:
-            return False
-        if self.lists is None:
+            return []
+        modalities = zip(self.store.modalities, self.rows, strict=True)
+        return [modality for modality, rows in modalities if len(rows) >= LARGE and self._is_outdated(modality, rows)]
+
+    def _is_outdated(self, modality: str, rows: np.ndarray) -> bool:
+        lists = self.lists.get(self.store.modalities.index(modality))
+        if lists is None:
             return True
-        num_changed = len(self) + len(self.lists) - 2 * self.lists.num_rows(self.id)
-        return num_changed > UNLISTED * len(self)
+        num_changed = len(rows) + len(lists) - 2 * lists.num_rows(self.id[rows])
+        return num_changed > UNLISTED * len(rows)
 
 
 def _seconds(value: np.float64) -> float | None:
@@ -339,7 +347,7 @@ class _Search:
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
         if self.service is None:
-            lists = self.matrix.lists
+            lists = self.matrix.lists.get(code)
             if lists is None:
                 return np.empty(0, np.int64)
             is_all = self.allowed is None
@@ -390,7 +398,7 @@ def keep(store: Store) -> None:
         store.meta.pop(DERIVED, None)
     matrix = Matrix(store)
     try:
-        if not matrix.is_mapped or matrix.needs_lists():
+        if not matrix.is_mapped or matrix.outdated_lists():
             _write(matrix)
     except OSError as error:
         log.warning("%s: the vectors cannot be copied (%s); searching takes longer", store.folder, one_line(error))
@@ -403,8 +411,9 @@ def faults(store: Store) -> Iterator[str]:
     files = _Files.of(store)
     if files.token and read_derived(files.vectors_in(store.folder), files.token) is None:
         yield f"{files.vectors_in(store.folder).name} is not what was written"
-    if files.lists and not files.lists.is_intact(store.folder, store.embed_dim):
-        yield f"{files.lists.name} is not what was written"
+    for file in files.lists.values():
+        if not file.is_intact(store.folder, store.embed_dim):
+            yield f"{file.name} is not what was written"
 
 
 def _write(matrix: Matrix) -> None:
@@ -416,14 +425,17 @@ def _write(matrix: Matrix) -> None:
     store = matrix.store
     if len(matrix) >= LARGE and faiss() is None:
         log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
-    lists = write_lists(store.folder, matrix.id, matrix.vectors) if matrix.needs_lists() else matrix.in_files.lists
+    lists = dict(matrix.in_files.lists)
+    for modality in matrix.outdated_lists():
+        rows = matrix.rows[store.modalities.index(modality)]
+        lists[modality] = write_lists(store.folder, matrix.id, matrix.vectors, rows)
     files = _Files(secrets.token_hex(8), vectors_state(store), lists)
     path = files.vectors_in(store.folder)
     write_derived(path, files.token, {"vectors": matrix.vectors, **matrix.columns})
     sync(path)
     sync(store.folder)
     with store.transaction():
-        store.meta[DERIVED] = json.dumps(files._asdict())
+        store.meta[DERIVED] = json.dumps(asdict(files))
 
 
 def is_as_stored(store: Store) -> bool:
