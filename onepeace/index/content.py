@@ -21,7 +21,7 @@ from onepeace.files.metadata import Description, describe_media
 from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes, decode_text, open_regular
 from onepeace.index.items import Item, is_shard, mtime_of, shard_of, whole_of
 from onepeace.index.sources import Entry, Root, state_of
-from onepeace.index.words import LONGEST_TEXT
+from onepeace.index.words import LONGEST_TEXT, words_in
 from onepeace.progress import Progress
 
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ class Reading:
     value: Any = None
     """Path of a file, else the content."""
     text: str = ""
-    """Beginning of a text file, for the words that find it."""
+    """Words of a text file (`words_in`)."""
     state: tuple[int, ...] | None = None
     """`_state` of the file when it was hashed; None for content in memory, and for a problem."""
 
@@ -111,15 +111,15 @@ def _read_file(entry: Entry, path: Path) -> Reading:
         entry=entry,
         item=_described(item, describe_media(path, modality)),
         value=path,
-        text=_beginning(path) if modality == "text" else "",
+        text=_words_of_file(path) if modality == "text" else "",
         state=_state(status),
     )
 
 
-def _beginning(path: Path) -> str:
-    """First characters of a text file; one in an unknown encoding is refused when it is embedded."""
+def _words_of_file(path: Path) -> str:
+    """Words of a text file; one in an unknown encoding is refused when it is embedded."""
     with open(path, "rb", opener=open_regular) as file:
-        return decode_text(file.read(4 * LONGEST_TEXT), "replace")[:LONGEST_TEXT]
+        return words_in(decode_text(file.read(4 * LONGEST_TEXT), "replace"))
 
 
 def _described(item: Item, description: Description) -> Item:

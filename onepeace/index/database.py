@@ -124,13 +124,20 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
         database = folder / DATABASE
-        if database.is_file() and database.stat().st_size % PAGE:  # which SQLite calls a disk I/O error
+        if _is_cut_off(database):  # which SQLite calls a disk I/O error
             raise Damaged(folder, "the database has been cut off") from error
         if EXTERNAL.search(str(error)):
             raise UserError(f"cannot be {doing} ({error})", where=folder) from error
         raise Damaged(folder, error) from error
     except OSError as error:
         raise UserError(f"cannot be {doing} ({error.strerror or error})", where=folder) from error
+
+
+def _is_cut_off(database: Path) -> bool:
+    """Whether a database ends within a page that its log does not have."""
+    log = Path(f"{database}-wal")
+    has_log = log.is_file() and log.stat().st_size > 0
+    return database.is_file() and database.stat().st_size % PAGE > 0 and not has_log
 
 
 def connect(path: Path, how: str) -> sqlite3.Connection:

@@ -269,7 +269,7 @@ class Embedding:
                     self.recorder.record_problem(file.item, file.item.problem)
                 self.bar.update()
         self.recorder.flush()
-        return [reading.entry for reading in self._copies if not self._is_settled(reading.item)]
+        return [reading.entry for reading in self._copies if not self._is_settled(reading)]
 
     def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
         """Yield what the model is given of the files that must be embedded; record the others."""
@@ -278,7 +278,7 @@ class Embedding:
             content = (item.hash, item.modality)
             if content in self._contents:
                 self._copies.append(reading)
-            elif not self._is_settled(item):
+            elif not self._is_settled(reading):
                 self._contents.add(content)
                 video = None
                 if item.modality == "video":
@@ -295,12 +295,14 @@ class Embedding:
             with closing(embedder.stream(chain([first], inputs), batch_size=self.batch_size, **options)) as results:
                 yield from results
 
-    def _is_settled(self, item: Item) -> bool:
-        """Record an item that needs no embedding, as it cannot be read or its content is known; False for others."""
+    def _is_settled(self, reading: Reading) -> bool:
+        """Record a file that needs no embedding, as it cannot be read or its content is known; False for others."""
+        item = reading.item
         if item.problem is not None:
             self.recorder.record_problem(item, item.problem)
         elif original := self.recorder.same_content(item):
-            self.recorder.record_copy(item, original)
+            # A row of a table with this content has no words of a text file.
+            self.recorder.record_copy(item, original._replace(text=reading.text))
         else:
             return False
         self.bar.update()

@@ -85,7 +85,7 @@ class Known(NamedTuple):
     vectors: np.ndarray = np.empty((0, 0), np.float32)
     """(len(spans), E) float32."""
     text: str = ""
-    """Beginning of a text file, for the words that find it."""
+    """Words of a text file (`words_in`)."""
 
 
 def known(store: Store, item: Item) -> Known:

@@ -51,7 +51,7 @@ def scan(roots: Collection[Root]) -> Scan:
     result = Scan()
     modalities = modalities_by_suffix()
     removed = {root.path for root in roots if root.type == "removed"}
-    for root in roots:
+    for root in sorted(roots, key=attrgetter("path")):  # whichever describe a file last, in this run or a later one
         if root.type == "removed" or not os.path.lexists(root.path):
             continue
         left_out = removed - {root.path, *map(str, Path(root.path).parents)}

@@ -170,7 +170,7 @@ def words_of(item: Item, folders: Sequence[str], text: str = "") -> Words:
 
     Args:
         folders: indexed folders; of a path below one, the names from that of the folder on count.
-        text: content of a text file.
+        text: `words_in` the content of a text file.
     """
     name, ending = split_ending(_names(item.path, folders))
     texts = [item.caption or "", *_cells(item.metadata), *_cells(item.tags)]
@@ -178,8 +178,13 @@ def words_of(item: Item, folders: Sequence[str], text: str = "") -> Words:
         name=_with_parts(plain(name)),
         ending=plain(ending),
         about=separated(plain(" \n ".join(texts)[:LONGEST])),
-        text=separated(plain(text[:LONGEST_TEXT])),
+        text=text,
     )
+
+
+def words_in(content: str) -> str:
+    """The beginning of a text file, in the form in which its words are stored."""
+    return separated(plain(content[:LONGEST_TEXT]))
 
 
 def plain(text: str) -> str:

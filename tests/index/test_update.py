@@ -104,6 +104,25 @@ def test_renamed_touched_and_copied_files_need_no_model(build, update, no_model,
     assert len(content(index)) == 8
 
 
+def test_words_of_a_long_text_without_spaces_stay(build, update, words, check_as_new):
+    (words / "0.txt").write_text("\u9f9c" * 9000 + "\u9451", encoding="utf-8")
+    build(words)
+    (words / "0.txt").rename(words / "new.txt")
+    update()
+
+    check_as_new(words)
+
+
+def test_text_that_is_a_row_of_a_table_too_has_its_words(build, words, check_as_new, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("text\nzebras on the board\n")
+    build(table)
+    (words / "0.txt").write_text("zebras on the board")
+    build(words)
+
+    check_as_new(table, words)
+
+
 def test_equal_files_are_embedded_once(build, words, index):
     for number in range(100):
         (words / f"copy {number}.txt").write_text("equal words")
@@ -152,6 +171,14 @@ def test_caption_that_is_new_or_gone_needs_no_model(captioned, update, no_model,
         assert counts(update()) == {"unchanged": 1}
         item = items_by_name(index)["dog.jpg"]
         assert (item.caption, item.metadata) == (caption, metadata)
+
+
+def test_caption_of_two_tables_is_that_of_the_last_one_by_name(captioned, build, update, index):
+    other = captioned.with_name("a.csv")
+    other.write_text("image,caption\ndog.jpg,an animal\n")
+    for call in (lambda: build(captioned, other), update):
+        call()
+        assert items_by_name(index)["dog.jpg"].caption == "a dog"
 
 
 def test_caption_stays_when_the_file_alone_is_built_again(captioned, build, no_model, index):

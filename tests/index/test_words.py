@@ -13,7 +13,7 @@ from onepeace.index import Index, Query, check
 from onepeace.index.database import DATABASE, Store, connect
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Scale
-from onepeace.index.words import WordSearch, words_of, words_of_query
+from onepeace.index.words import WordSearch, words_in, words_of, words_of_query
 
 FOLDERS = ["/disk/ann/Pictures"]
 ITEMS = [
@@ -36,7 +36,7 @@ def add(store, items, vectors=None, texts=()):
         vectors = np.tile(np.array([[1, 0]], np.float32), (len(items), 1))
     with store.transaction():
         for position, (item, vector) in enumerate(zip(items, vectors, strict=True)):
-            words = words_of(item, FOLDERS, dict(texts).get(position, ""))
+            words = words_of(item, FOLDERS, words_in(dict(texts).get(position, "")))
             store.add(item, [Span(item.modality)], vector, words)
 
 
