@@ -23,7 +23,7 @@ from onepeace.extensions import plugin
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
 from onepeace.index.content import CHANGES, Reading, read_entry
-from onepeace.index.items import Item, Span, without_surrogates
+from onepeace.index.items import Span, without_surrogates
 from onepeace.index.record import Known, Recorder, Report
 from onepeace.index.scan import modalities_of
 from onepeace.index.sources import Entry

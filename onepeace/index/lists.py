@@ -1,7 +1,8 @@
 """Inverted lists of many vectors of one modality (Johnson et al., arXiv 1702.08734), in FAISS's own file.
 
 Lists of several would be of little use: a text is nearer to all texts than to any picture. They propose candidates,
-which are compared exactly (vectors.py), and are mapped, so that none is read when an index is opened. They have the ids of vectors: after an update they are used on, and what they do not have yet is compared too.
+which are compared exactly (vectors.py), and are mapped, so that none is read when an index is opened. They have the ids
+of vectors: after an update they are used on, and what they do not have yet is compared too.
 """
 
 import hashlib

@@ -43,7 +43,7 @@ VERIFIED = 1 << 23
 READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
-"""Number of vectors of a modality from which lists are used: to compare all takes 5 ms for 100,000, 45 for a million."""
+"""Number of vectors of a modality from which lists are used: comparing all takes 5 ms for 100,000, 45 for a million."""
 UNLISTED = 0.02
 """Share of vectors, new or removed since the lists were made, above which these are made anew: a minute a million."""
 LISTED = 2
