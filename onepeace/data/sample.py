@@ -161,8 +161,12 @@ def _check_targets(
 
 
 def _media(modality: str, members: Members, where: str) -> Any:
+    """The files of a modality; those that no other one reads come first, as KEY.wav before the sound of KEY.mp4."""
+    endings = _endings(PROCESSORS[modality].suffixes)
+    others = [_endings(processor.suffixes) for key, processor in PROCESSORS.items() if key != modality]
+    own = endings.difference(*others)
     try:
-        media = media_of(members, _endings(PROCESSORS[modality].suffixes), _all_endings())
+        media = media_of(members, own, _all_endings()) or media_of(members, endings, _all_endings())
     except ValueError as error:
         raise BrokenSample(f"{error}", where=where) from error
     if media is None:

@@ -156,6 +156,14 @@ def test_modality_reads_the_files_of_its_ending_in_full(tmp_path, monkeypatch):
     assert [sample.key for sample in read_source("a.tar", ("depth",), tmp_path)] == ["x", "y"]
 
 
+def test_sound_beside_a_video_is_read_before_that_of_the_video(tmp_path):
+    write_tar(
+        tmp_path / "a.tar", {"x.mp4": b"video", "x.wav": b"sound", "x.json": b"{}", "y.mp4": b"2", "y.json": b"{}"}
+    )
+    x, y = read_source("a.tar", ("audio",), tmp_path)
+    assert (x.inputs["audio"], y.inputs["audio"]) == (b"sound", b"2")
+
+
 def test_two_modalities_that_would_read_one_file_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setitem(PROCESSORS, "depth", depth_of(".png"))
     write_tar(tmp_path / "a.tar", {"x.png": b"1", "x.depth.png": b"2", "x.json": b"{}"})
