@@ -42,7 +42,7 @@ class LoadedModel:
         """UserError: a loaded model stays on its device and in its precision."""
         raise UserError("a loaded model is not moved; load it where it should be: onepeace.load(NAME, device=...)")
 
-    cpu = cuda = half = float = to
+    cpu = cuda = half = to
 
     @property
     def embed_dim(self) -> int:

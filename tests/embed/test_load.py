@@ -1,5 +1,7 @@
 """Loading a model: its modalities, its dtype, its device."""
 
+from functools import partial
+
 import pytest
 import torch
 from support.embedding import assert_same, assert_unit_rows
@@ -91,5 +93,6 @@ def test_cuda_agrees_with_the_cpu(random_folder, model, items, monkeypatch, dtyp
 def test_habits_of_torch(model):
     assert model.eval() is model
     assert not model.module.training
-    with pytest.raises(UserError, match="device="):
-        model.to("cpu")
+    for move in (partial(model.to, "cpu"), model.cuda, model.half):
+        with pytest.raises(UserError, match="device="):
+            move()
