@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality": "i1"}
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
-DERIVED = "derived"
+DERIVED = "vector_files"
 """Entry of the metadata with the derived files, `_Files`."""
 VERIFIED = 1 << 23
 """Bytes up to which a file is compared with its digest when it is opened, in 10 ms at most."""
