@@ -197,7 +197,7 @@ class Matrix:
         if content is not None:
             self.columns = {name: content.arrays[name] for name in COLUMNS}
             self.vectors = content.arrays["vectors"]
-        elif self.in_files.token:
+        elif path.exists():  # one that is gone was replaced by an update just now
             log.warning(LOST, path, update_again(store.folder))
         self.is_mapped = content is not None and self.in_files.state == vectors_state(store)
         if not self.is_mapped:
@@ -278,7 +278,7 @@ class Matrix:
         for modality, file in self.in_files.lists.items():
             if file.is_intact(folder, self.store.embed_dim):
                 lists[self.store.modalities.index(modality)] = Lists(folder, file)
-            else:
+            elif (folder / file.name).exists():
                 log.warning(LOST, folder / file.name, update_again(folder))
         return lists
 

@@ -129,12 +129,13 @@ def test_writer_takes_in_what_is_new_and_leaves_out_what_is_gone(index):
     check_nearest(index, query_of(), 9, is_even)
 
 
-def test_reader_of_an_earlier_state(index):
+def test_reader_of_an_earlier_state(index, caplog):
     with closing(Store(index)) as reader, reader.snapshot():
         change(index, files(40, seed=1), removed=[1])
         keep_matrix(index)
 
         assert len(Matrix(reader)) == 300
+        assert not caplog.messages  # nothing is damaged
     assert num_found(index) == 339
 
 
