@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -14,7 +15,7 @@ from support.indexes import add, fabricate
 from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.index import check
-from onepeace.index.database import DATABASE, PAGE, SIDE_FILES, Store
+from onepeace.index.database import DATABASE, PAGE, SIDE_FILES, Damaged, Store, failing
 from onepeace.index.items import Item
 from onepeace.index.vectors import derived
 
@@ -167,3 +168,12 @@ def test_index_is_read_on_a_full_disk(index):
 
     command = [sys.executable, "-c", READ_ON_A_FULL_DISK, index]
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+
+
+def test_half_a_page_that_the_log_has_too_is_no_damage(tmp_path):
+    (tmp_path / DATABASE).write_bytes(bytes(PAGE + 100))
+    for log, is_damaged in ((b"", True), (b"log", False)):
+        (tmp_path / f"{DATABASE}-wal").write_bytes(log)
+        with pytest.raises(UserError) as error, failing(tmp_path, "written"):
+            raise sqlite3.OperationalError("disk I/O error")
+        assert isinstance(error.value, Damaged) == is_damaged
