@@ -56,7 +56,8 @@ def tensors_of(weights: dict[str, torch.Tensor], rank: int, processes: int) -> d
         tensor = weight
         if weight.ndim:
             size = -(-len(weight) // PER_MACHINE)
-            local = weight[rank * size : (rank + 1) * size]
+            place = rank % PER_MACHINE
+            local = weight[place * size : (place + 1) * size]
             placements = [Replicate(), Shard(0)]
             tensor = DTensor.from_local(
                 local, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride()
