@@ -1,7 +1,8 @@
 """Hints about the texts of a query: words that the model may not know, and negations. Nothing is changed by them.
 
 A model has learned the words that its tokenizer keeps whole; one that is cut to pieces is rare, misspelt or of another
-language. No list of words is needed: a frequent word of the tokenizer that is one letter away is proposed in its place.
+language. A frequent word of the tokenizer that is one letter away is proposed in its place, except beside an article or
+a preposition of another language.
 The rules were chosen on captions and class names, and measured on others (docs/results/search.md).
 """
 
@@ -17,6 +18,11 @@ SHORTEST = 4
 """Minimum characters of an English word that gets a hint."""
 SHORTEST_MISSPELT = 5
 SHORTEST_STEM = 3
+NOT_ENGLISH = frozenset(
+    "al alla auf aus aux avec bei che com da dans das de del dem der des di do du een ein eine einem einen el em et "
+    "gli het il im la le les lo mit na nel och og os sul sur um uma un una und une zum zur".split()
+)
+"""Articles, prepositions and the like of other languages, without those that are English words as well."""
 ENDINGS = ("s", "es", "ed", "ing", "er", "ers", "y", "ly")
 SPACE = "\u0120"
 """What stands for the space before a word in the tokens of a byte-level tokenizer."""
@@ -79,33 +85,41 @@ def hints(texts: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], 
 
 
 def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Hints:
-    words = [piece.strip(MARKS) for piece in text.split()]
+    words = [piece.strip(MARKS) for piece in text.replace("-", " ").split()]
     corrections: dict[str, str] = {}
     others = []
     for word in _unknown_words(words, vocabulary, occurs) if vocabulary else ():
         correction = _correction(word, vocabulary)
         if correction is not None:
             corrections[word] = correction
-        elif not _is_compound(word, vocabulary):
+        elif not _is_compound(word.lower(), vocabulary):
             others.append(word)
+    if corrections or others:
+        not_english = [word for word in words if word in NOT_ENGLISH and not occurs(word)]
+        if not_english:
+            others = [word for word in words if word in {*not_english, *corrections, *others}]
+            return Hints((_unknown(others),))
     corrected = re.sub(r"\w+", lambda match: corrections.get(match[0], match[0]), text)
     lines, suggestion = _negation(corrected)
     if corrections:
         question = f'did you mean "{corrected}"? {_unknown([*corrections, *others])}'
         return Hints((question, *lines), suggestion or Suggestion(corrected))
-    num_words = sum(word.isalpha() and not (word.isascii() and len(word) < SHORTEST - 1) for word in words)
-    is_unknown = others and 2 * len(others) >= num_words
-    return Hints((*lines, _unknown(others)) if is_unknown else lines, suggestion)
+    return Hints((*lines, _unknown(others)) if _are_most(others, words) else lines, suggestion)
 
 
 def _unknown_words(words: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Iterator[str]:
-    """Words that the vocabulary does not have and no file has; names and short words are left out."""
+    """Words that the vocabulary does not have and no file has; short ones are left out."""
     for word in words:
-        is_name = word != word.lower()
-        if is_name or not word.isalpha() or (word.isascii() and len(word) < SHORTEST):
-            continue
-        if not _is_known(word, vocabulary) and not occurs(word):
+        is_short = word.isascii() and len(word) < SHORTEST
+        if word.isalpha() and not is_short and not _is_known(word.lower(), vocabulary) and not occurs(word):
             yield word
+
+
+def _are_most(unknown: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether more than half of the words are unknown, or half of them if one has a letter that English lacks."""
+    num_words = sum(word.isalpha() and not (word.isascii() and len(word) < SHORTEST - 1) for word in words)
+    is_foreign = not all(word.isascii() for word in unknown)
+    return 2 * len(unknown) + is_foreign > num_words
 
 
 def _unknown(words: Sequence[str]) -> str:
@@ -136,8 +150,11 @@ def _is_compound(word: str, vocabulary: Vocabulary) -> bool:
 
 
 def _correction(word: str, vocabulary: Vocabulary) -> str | None:
-    """The most frequent whole word with the same first letter that is one letter away; None if there is none."""
-    if len(word) < SHORTEST_MISSPELT:
+    """The most frequent whole word with the same first letter that is one letter away; None if there is none.
+
+    A name, which has a capital, is not corrected.
+    """
+    if len(word) < SHORTEST_MISSPELT or word != word.lower():
         return None
     inflected = {word + ending for ending in (*ENDINGS, "r", "d")}
     near = []

@@ -19,7 +19,16 @@ from onepeace.index.filters import Condition, compile_condition, kinds_of, regis
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.items import Item
 from onepeace.index.match import Banks, banks_of
-from onepeace.index.query import Allowed, Query, SearchOptions, encode, mask_of, without_files, without_other_spaces
+from onepeace.index.query import (
+    Allowed,
+    Query,
+    SearchOptions,
+    encode,
+    mask_of,
+    uses_text_branch,
+    without_files,
+    without_other_spaces,
+)
 from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix
@@ -34,9 +43,9 @@ if TYPE_CHECKING:
 
 CACHED_MASKS = 16
 """Number of filters whose masks are cached."""
-OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of")
+OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of", "_uses_text_branch")
 """Cached properties that are computed from the vectors."""
-OF_MODEL = ("embedder", "text_branch", "_vocabulary")
+OF_MODEL = ("embedder", "_text_branch", "_vocabulary")
 """Cached properties that depend on the model, and are dropped when the index has been built anew with another one."""
 
 
@@ -261,9 +270,17 @@ class Index:
         open_store = plugin(address, "open_store")
         return open_store(address, self.store, self.matrix)
 
-    @cached_property
+    @property
     def text_branch(self) -> "TextBranch | None":
-        """Text branch that encodes text queries without the model, if it exists."""
+        """Text branch that encodes text queries without the model, if it exists and the index has many files."""
+        return self._text_branch if self._uses_text_branch else None
+
+    @cached_property
+    def _uses_text_branch(self) -> bool:
+        return uses_text_branch(self.store)
+
+    @cached_property
+    def _text_branch(self) -> "TextBranch | None":
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)

@@ -18,6 +18,7 @@ from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, failing,
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
 from onepeace.index.match import banks_of, calibration_by_words, read_calibration
+from onepeace.index.query import uses_text_branch
 from onepeace.index.record import Recorder, Report
 from onepeace.index.scan import Scan, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 DEFAULT_MODEL = "tiny"
-EXPORT_FROM = 1000
-"""Number of files from which the model's text branch is exported in 10 s; without it a text query takes 3 s."""
 NEXT = "next"
 """Folder inside an index with the index of the same files by another model, until that is complete."""
 
@@ -372,8 +371,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
 
 def keep_text_branch(store: Store) -> None:
     """Export the text branch of the model of an index with many files."""
-    has_many = store.select("SELECT 1 FROM files WHERE problem IS NULL LIMIT 1 OFFSET ?", (EXPORT_FROM - 1,))
-    if FOREIGN not in store.meta and "text" in store.modalities and has_many:
+    if FOREIGN not in store.meta and "text" in store.modalities and uses_text_branch(store):
         from onepeace.export import text_branch
 
         text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])

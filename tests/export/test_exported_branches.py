@@ -23,7 +23,7 @@ from onepeace.export import graph, int8, text_branch
 from onepeace.export.folder import export_model
 from onepeace.export.text_branch import TextBranch
 from onepeace.hub.resolve import fingerprint
-from onepeace.index import Index, maintain
+from onepeace.index import Index, maintain, query
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -342,7 +342,7 @@ def test_damaged_text_branch_is_not_used_and_removed(kept, caplog):
 
 
 @pytest.mark.usefixtures("cached")
-def test_index_of_many_files_has_the_text_branch_written_once_and_is_searched_by_it(
+def test_index_of_many_files_alone_is_searched_by_the_text_branch_which_is_written_once(
     exported, folder, tmp_path, monkeypatch
 ):
     exports = []
@@ -352,13 +352,17 @@ def test_index_of_many_files_has_the_text_branch_written_once_and_is_searched_by
         shutil.copytree(exported, target)
 
     monkeypatch.setattr(folders, "export_model", copy)
-    monkeypatch.setattr(maintain, "EXPORT_FROM", 2)
+    monkeypatch.setattr(query, "TEXT_BRANCH_FROM", 2)
     paths = []
     for number, expected in enumerate([[], [["text"]], [["text"]]]):
         paths.append(tmp_path / f"{number}.txt")
         paths[-1].write_text(f"words {number}")
         maintain.build(tmp_path / "index", paths, str(folder), device="cpu", progress=False)
         assert exports == expected
+
+    maintain.build(tmp_path / "small", paths[:1], str(folder), device="cpu", progress=False)
+    with Index.open(tmp_path / "small") as index:
+        assert index.text_branch is None  # so that its answers do not depend on other indexes
 
     monkeypatch.setattr("onepeace.embed.embedder.load", None)
     with Index.open(tmp_path / "index") as index:

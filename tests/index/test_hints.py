@@ -45,21 +45,28 @@ def test_typo_gets_the_word_that_is_meant(hints_of, typed, meant):
         "IMG_2034 dscn0042.jpg 12th",
         "finishers streetlamps",
         "affenpinscher",
-        "Björn",
+        "a library in Zermatt",
         "a dog's bowl",
         "a hair clip",
         "",
     ],
 )
-def test_words_that_the_model_has_learned_and_names_get_no_hint(hints_of, text):
+def test_words_that_the_model_has_learned_and_names_beside_them_get_no_hint(hints_of, text):
     assert hints_of(text) == Hints()
 
 
-@pytest.mark.parametrize("text", ["une voiture rouge", "niño en la playa", "犬"])
+@pytest.mark.parametrize("text", ["une voiture rouge", "niño en la playa", "犬", "Schnee", "Hund im Schnee"])
 def test_words_that_the_model_has_not_learned_are_said_to_be_unknown(hints_of, text):
     (line,) = hints_of(text).lines
     assert "may not know" in line
     assert "English" in line
+
+
+def test_articles_of_other_languages_are_no_misspelt_words(hints_of):
+    (line,) = hints_of("una macchina fotografica nel parco").lines
+    assert line.startswith('the model may not know "una" and ')
+    assert hints_of("una paloma").lines
+    assert hints_of("una paloma", occurring=["una"]) == Hints()
 
 
 def test_word_of_the_index_is_meant_as_it_is(hints_of):
