@@ -1,7 +1,7 @@
 """Hints about queries: false ones, and what is said about misspelt, foreign and negated queries; see search.md.
 
 ``python docs/results/hints.py FOLDER`` reads the captions in val/flickr8k/*.tar.gz below FOLDER. The class names are
-every second one of ImageNet's (open_clip); the rules were chosen on these and on the first 500 captions.
+ImageNet's (open_clip). The lists that are called unseen are by somebody who did not know the rules.
 """
 
 import argparse
@@ -29,6 +29,20 @@ OTHER_TYPOS = (
 FOREIGN = (
     "perro|gato|Hund im Schnee|chien|une voiture rouge|playa|ein roter Apfel|le chat noir|montagne|fiore rosso|"
     "cachorro|niño en la playa|sneeuw|собака|犬"
+)
+UNSEEN_TYPOS = (
+    "brithday cake|dog under a beach umbrela|buterfly on a flower|sunsett over the lake|moutain bike|bycicle|"
+    "chidren playing in the park|thunderstrom|gutiar solo|restaraunt at night|kitchin table|babby laughing|"
+    "firewroks|elefant at the zoo|snowey forest|peple dancing|christmas tre lights|waterfal in the jungle|"
+    "spagetti with meatballs|horse runing in a field"
+)
+UNSEEN_FOREIGN = (
+    "Hund|Geburtstag|Sonnenuntergang|Schmetterling|Weihnachtsmarkt|perro|cumpleaños|playa|lluvia|chien|"
+    "anniversaire|plage|neige|gatto|spiaggia|montagna|cachorro|praia|fiets|verjaardag|kot|morze|"
+    "sommarstuga|kedi|桜|собака|Hund am Strand|Oma und Opa im Garten|Kinder spielen im Schnee|gato durmiendo "
+    "en el sofá|boda de mi hermana|coucher de soleil sur la mer|chat qui dort|bambini che giocano|torta di "
+    "compleanno|pôr do sol na praia|pássaros cantando|hond in het bos|śpiew ptaków|wakacje nad morzem|barn "
+    "som skrattar|deniz kenarında gün batımı|猫の鳴き声|шум дождя|день рождения бабушки"  # noqa: RUF001  (Turkish)
 )
 NEGATIONS = (
     "a beach without people|a beach but no people|a dog that is not brown|a street that isn't busy|not a dog|"
@@ -72,5 +86,5 @@ if __name__ == "__main__":
     false_hints("captions, all of them", captions, whole)
     false_hints("class names", open_clip.IMAGENET_CLASSNAMES[1::2], whole)
     false_hints("the other class names", open_clip.IMAGENET_CLASSNAMES[::2], whole)
-    for queries in (TYPOS, OTHER_TYPOS, FOREIGN, NEGATIONS):
+    for queries in (TYPOS, OTHER_TYPOS, UNSEEN_TYPOS, FOREIGN, UNSEEN_FOREIGN, NEGATIONS):
         table(queries, whole)

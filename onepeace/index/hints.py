@@ -20,10 +20,12 @@ SHORTEST_MISSPELT = 5
 SHORTEST_STEM = 3
 NOT_ENGLISH = frozenset(
     "al alla auf aus aux avec bei che com da dans das de del dem der des di do du een ein eine einem einen el em et "
-    "gli het il im la le les lo mit na nel och og os sul sur um uma un una und une zum zur".split()
+    "gli het il im la le les lo mit na nel och og os qui sul sur um uma un una und une zum zur".split()
 )
 """Articles, prepositions and the like of other languages, without those that are English words as well."""
 ENDINGS = ("s", "es", "ed", "ing", "er", "ers", "y", "ly")
+DOUBLES = re.compile("[^aeiou]+[aeiou][^aeiouwxy]")
+"""Stems whose last letter is doubled before most endings, as of running."""
 SPACE = "\u0120"
 """What stands for the space before a word in the tokens of a byte-level tokenizer."""
 
@@ -94,11 +96,10 @@ def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bo
             corrections[word] = correction
         elif not _is_compound(word.lower(), vocabulary):
             others.append(word)
-    if corrections or others:
-        not_english = [word for word in words if word in NOT_ENGLISH and not occurs(word)]
-        if not_english:
-            others = [word for word in words if word in {*not_english, *corrections, *others}]
-            return Hints((_unknown(others),))
+    not_english = [word for word in words if word in NOT_ENGLISH and not occurs(word)] if vocabulary else []
+    foreign = {*not_english, *corrections, *others}
+    if not_english and len(foreign) > 1:  # one alone may be in a name: la paz
+        return Hints((_unknown([word for word in words if word in foreign]),))
     corrected = re.sub(r"\w+", lambda match: corrections.get(match[0], match[0]), text)
     lines, suggestion = _negation(corrected)
     if corrections:
@@ -137,8 +138,9 @@ def _stems(word: str) -> Iterator[str]:
     for ending in ENDINGS:
         stem = word.removesuffix(ending)
         if stem != word and len(stem) >= SHORTEST_STEM:
-            yield stem
             yield f"{stem}e"
+            if ending in ("s", "es", "ly") or not DOUBLES.fullmatch(stem):
+                yield stem
             if stem[-1] == stem[-2]:
                 yield stem[:-1]
 
