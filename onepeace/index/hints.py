@@ -2,12 +2,13 @@
 
 A model has learned the words that its tokenizer keeps whole; one that is cut to pieces is rare, misspelt or of another
 language. A frequent word of the tokenizer that is one letter away is proposed in its place, except beside an article or
-a preposition of another language.
-The rules were chosen on captions and class names, and measured on others (docs/results/search.md).
+a preposition of another language. The rules were chosen on captions and class names, and measured on others
+(docs/results/search.md).
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from string import ascii_lowercase
 from typing import Any, NamedTuple
 
@@ -89,23 +90,30 @@ def hints(texts: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], 
 def _hints_of_text(text: str, vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Hints:
     words = [piece.strip(MARKS) for piece in text.replace("-", " ").split()]
     corrections: dict[str, str] = {}
-    others = []
+    unknown = []
     for word in _unknown_words(words, vocabulary, occurs) if vocabulary else ():
         correction = _correction(word, vocabulary)
         if correction is not None:
             corrections[word] = correction
         elif not _is_compound(word.lower(), vocabulary):
-            others.append(word)
-    not_english = [word for word in words if word in NOT_ENGLISH and not occurs(word)] if vocabulary else []
-    foreign = {*not_english, *corrections, *others}
-    if not_english and len(foreign) > 1:  # one alone may be in a name: la paz
-        return Hints((_unknown([word for word in words if word in foreign]),))
+            unknown.append(word)
+    foreign = _foreign_words(words, {*corrections, *unknown}, occurs) if vocabulary else []
+    if foreign:
+        lines, suggestion = _negation(text)
+        return Hints((*lines, _unknown(foreign)), suggestion)
     corrected = re.sub(r"\w+", lambda match: corrections.get(match[0], match[0]), text)
     lines, suggestion = _negation(corrected)
     if corrections:
-        question = f'did you mean "{corrected}"? {_unknown([*corrections, *others])}'
+        question = f'did you mean "{corrected}"? {_unknown([*corrections, *unknown])}'
         return Hints((question, *lines), suggestion or Suggestion(corrected))
-    return Hints((*lines, _unknown(others)) if _are_most(others, words) else lines, suggestion)
+    return Hints((*lines, _unknown(unknown)) if _are_most(unknown, words) else lines, suggestion)
+
+
+def _foreign_words(words: Sequence[str], unknown: AbstractSet[str], occurs: Callable[[str], bool]) -> list[str]:
+    """Words of another language, if one of them is an article or the like; a single one may be in a name: la paz."""
+    articles = {word for word in words if word.lower() in NOT_ENGLISH and not occurs(word)}
+    foreign = [word for word in words if word in articles | unknown]
+    return foreign if articles and len(foreign) > 1 else []
 
 
 def _unknown_words(words: Sequence[str], vocabulary: Vocabulary, occurs: Callable[[str], bool]) -> Iterator[str]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CACHED_MASKS = 16
 """Number of filters whose masks are cached."""
 OF_VECTORS = ("matrix", "banks", "service", "_cached_mask_of", "_uses_text_branch")
-"""Cached properties that are computed from the vectors."""
+"""Cached properties that are computed from the files and their vectors."""
 OF_MODEL = ("embedder", "_text_branch", "_vocabulary")
 """Cached properties that depend on the model, and are dropped when the index has been built anew with another one."""
 

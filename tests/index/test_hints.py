@@ -30,6 +30,7 @@ def hints_of(vocabulary):
         ("retreiver", "retriever"),
         ("a guitarr on the beach", "a guitar on the beach"),
         ("chruch, moutain", "church, mountain"),
+        ("a horse runing in a field", "a horse running in a field"),
     ],
 )
 def test_typo_gets_the_word_that_is_meant(hints_of, typed, meant):
@@ -65,8 +66,15 @@ def test_words_that_the_model_has_not_learned_are_said_to_be_unknown(hints_of, t
 def test_articles_of_other_languages_are_no_misspelt_words(hints_of):
     (line,) = hints_of("una macchina fotografica nel parco").lines
     assert line.startswith('the model may not know "una" and ')
-    assert hints_of("una paloma").lines
+    assert hints_of("Una paloma").lines
     assert hints_of("una paloma", occurring=["una"]) == Hints()
+    assert hints_of("la paz") == Hints()
+
+
+def test_negation_beside_foreign_words(hints_of):
+    lines, suggestion = hints_of("playa de arena without people")
+    assert len(lines) == 2
+    assert suggestion == Suggestion("playa de arena", "people")
 
 
 def test_word_of_the_index_is_meant_as_it_is(hints_of):
