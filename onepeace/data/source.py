@@ -302,10 +302,15 @@ class Losses:
     unreadable: dict[int, int] = field(default_factory=dict)
     """Epoch in which a shard could last not be read, by its number."""
 
-    def add_unreadable(self, shard: int, epoch: int) -> None:
-        """Add a shard that could not be read; those of epochs before the last one may have been mended since."""
-        kept = {number: last for number, last in self.unreadable.items() if last >= epoch - 1}
-        self.unreadable = {**kept, shard: epoch}
+    def add_unreadable(self, lost: Sequence[Lost]) -> None:
+        """Add shards that could not be read, as told at once; those of epochs before may have been mended since.
+
+        A lane that meets one is an epoch ahead of others sooner, so the epoch is that of the last lane.
+        """
+        new = {shard.shard: shard.epoch for shard in lost if shard.shard is not None}
+        present = min(new.values(), default=0)
+        kept = {number: epoch for number, epoch in self.unreadable.items() if epoch >= present - 1}
+        self.unreadable = kept | new
 
     def check(self, example: str) -> None:
         """`UserError` if the share of unreadable shards, plus that of broken samples after the first few, is too much.

@@ -263,10 +263,9 @@ class Account:
         """
         _check_agreement(told)
         log_lost(self._lines, "replaced by others")
-        for part in told:
-            for lost in part["unreadable"]:
-                self.losses[lost.source].add_unreadable(lost.shard, lost.epoch)
+        unreadable = [lost for part in told for lost in part["unreadable"]]
         for number, losses in enumerate(self.losses):
+            losses.add_unreadable([lost for lost in unreadable if lost.source == number])
             losses.drawn += sum(part["drawn"][number] for part in told)
             losses.broken += sum(part["broken"][number] for part in told)
             examples = [part["examples"][number] for part in told if number in part["examples"]]

@@ -305,6 +305,6 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
     if rows is not None and text.vocab_size > rows:
         raise UserError(
             f"{folder / 'tokenizer.json'} has {text.vocab_size} entries, more than model.adapters.text.vocab_size "
-            f"{rows}; raise that, or lower tokenizer.vocab_size"
+            f"{rows}; raise that, or take a tokenizer of fewer (its vocab_size, where a recipe trains one)"
         )
     return processors

@@ -9,6 +9,7 @@ from support.batches import IMAGES, make_steps, pictures, recipe
 from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
+from onepeace.data.source import Lost
 from onepeace.data.steps import Account
 from onepeace.errors import UserError
 
@@ -121,8 +122,17 @@ def test_shard_that_could_not_be_read_long_ago_does_not_count(tmp_path, processo
     (account,) = accounts_after(start(tmp_path, processors), [0])
     losses = account.losses[0]
     for epoch in range(5):
-        losses.add_unreadable(shard=epoch, epoch=epoch)
+        losses.add_unreadable([Lost(0, "", shard=epoch, epoch=epoch)])
     assert losses.unreadable == {3: 3, 4: 4}
+
+
+def test_lane_that_is_ahead_makes_no_other_shard_forgotten(tmp_path, processors):
+    """A lane draws one dead shard after another, and is epochs ahead of the lanes that met one each."""
+    write(tmp_path, [12] * 64)
+    (account,) = accounts_after(start(tmp_path, processors), [0])
+    losses = account.losses[0]
+    losses.add_unreadable([Lost(0, "", shard=number, epoch=max(number - 29, 0)) for number in range(32)])
+    assert len(losses.unreadable) == 32
 
 
 def test_shard_that_goes_during_a_run_counts_with_all_its_samples(tmp_path, processors):

@@ -74,6 +74,7 @@ function showFiles(hits, offset) {
 
 function title() {
   const all = `${compared} ${compared === 1 ? "file" : "files"}`;
+  if (!compared) return all;
   if (!query.isAsked()) return map.ariaPressed === "true" ? all : `${all}, newest first`;
   if (serverHeading) return capitalized(serverHeading);
   return `Nearest of ${all}`;
