@@ -142,6 +142,8 @@ def check_output(path: Path, force: bool, inputs: Iterable[str] = ()) -> None:
         raise UsageError("is not a regular file; give a file name", where=path)
     if path.exists() and any(os.path.exists(name) and os.path.samefile(path, name) for name in inputs):
         raise UsageError("is read by this command, so it is not overwritten; choose another name", where=path)
+    if path.resolve().suffix.lower() != path.suffix.lower():
+        raise UsageError(f"is a link to {path.resolve()}, a file of another kind; choose another name", where=path)
     if path.exists() and not force:
         raise UsageError("already exists; choose another name, or overwrite it with --force", where=path)
 

@@ -189,6 +189,9 @@ def embed_files(
         texts: text number N has the path "text::N".
         progress: False = silent; None = a bar on a terminal.
 
+    Returns:
+        The report, whose ``vectors`` are those of the file: equal files have one each.
+
     Raises:
         UsageError: a path that does not exist, no file below the paths, an unknown file extension; UserError: the disk
             is full, pyarrow is not installed.
@@ -211,5 +214,6 @@ def embed_files(
             embed_entries(recorder, entries, lambda: embedder, settings)
         items = {item.path: item for item in store.items("problem IS NULL")}
         if items:
-            write_vectors(store, [items[path] for path in scanned.entries if path in items], target)
+            written = [items[path] for path in scanned.entries if path in items]
+            report.vectors = write_vectors(store, written, target)
     return report

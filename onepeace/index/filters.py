@@ -148,9 +148,10 @@ def compile_condition(where: str) -> Condition:
         condition = _condition(ast.parse(doubled, mode="eval").body)
     except (UserError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
         date = DATE.search(STRING_OR_EQUALS.sub("", where))  # which Python reads as a subtraction of octal numbers
-        reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
-        hint = f'; write the date in quotes: "{date[0]}"' if date else _hint_of_unit(where)
-        raise UsageError(f"where: {where[:SHOWN]!r}: {reason}{hint}") from None
+        # Python's own advice, behind the semicolon, is on octal numbers.
+        reason = error.msg.partition(";")[0] if isinstance(error, SyntaxError) else one_line(error)
+        reason = f'write the date in quotes: "{date[0]}"' if date else f"{reason}{_hint_of_unit(where)}"
+        raise UsageError(f"where: {where[:SHOWN]!r}: {reason}") from None
     for value in condition.params:
         if isinstance(value, str) and ("\0" in value or SURROGATES.search(value)):
             raise UsageError(f"where: {where[:SHOWN]!r}: a NUL or half of a surrogate pair, which SQLite does not take")

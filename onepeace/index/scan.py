@@ -157,6 +157,9 @@ def remove_missing(recorder: Recorder, scan: Scan) -> None:
     report = recorder.report
     items = list(store.items())
     missing = _missing(scan, items)
+    dead_links = _dead_links(missing)
+    report.problems += [Unreadable(Path(link), "a link to nothing; its files stay in the index") for link in dead_links]
+    missing = [item for item in missing if places_of(item.path).isdisjoint(dead_links)]
     moved = Counter(item.hash for item in missing) & recorder.num_copies
     report.moved = moved.total()
     report.copied -= report.moved
@@ -182,6 +185,12 @@ def _missing(scan: Scan, items: Iterable[Item]) -> list[Item]:
         if not is_found and places_of(item.path).isdisjoint(unread):
             missing.append(item)
     return missing
+
+
+def _dead_links(missing: Iterable[Item]) -> list[str]:
+    """Links to nothing above missing files: what they lead to may be on a disk that is not mounted."""
+    folders = {str(folder) for item in missing for folder in Path(item.path).parents}
+    return sorted(folder for folder in folders if os.path.islink(folder) and not os.path.exists(folder))
 
 
 def _suspects(missing: Sequence[Item], copied: Collection[bytes | None], items: Sequence[Item]) -> list[Item]:

@@ -46,8 +46,9 @@ def test_texts_come_first_in_their_order_also_equal_ones(tmp_path, run_model, mo
     table = tmp_path / "t.csv"
     table.write_text("caption,n\na river,1\n")
 
-    run_model("embed", "-", "--text", "a dog", table, "-o", tmp_path / "v.parquet")
+    err = run_model("embed", "-", "--text", "a dog", table, "-o", tmp_path / "v.parquet").err
 
+    assert "5 vectors" in err
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
     assert [row["path"] for row in rows] == ["text::1", "text::2", "text::3", "text::4", f"{table}::2"]
     expected = model.encode_text(["a dog", "a cat", "a tree", "a cat", "a river"])
@@ -90,3 +91,10 @@ def test_input_is_never_overwritten(tmp_path, run, monkeypatch, line):
     (tmp_path / "v.npz").write_bytes(b"the only copy")
     assert "v.npz: is read by this command" in run(*line.split(), code=2).err
     assert (tmp_path / "v.npz").read_bytes() == b"the only copy"
+
+
+def test_file_of_another_kind_is_not_overwritten_through_a_link(folder, tmp_path, run):
+    before = (folder / "dog.jpg").read_bytes()
+    (tmp_path / "v.npz").symlink_to(folder / "dog.jpg")
+    assert "is a link to" in run("embed", folder, "-o", tmp_path / "v.npz", "--force", code=2).err
+    assert (folder / "dog.jpg").read_bytes() == before

@@ -97,6 +97,22 @@ def test_links_to_a_disk_that_is_off_keep_their_vectors(linked, update, index, t
     assert counts(update()) == {"unchanged": 15}
 
 
+def test_link_to_a_folder_of_a_disk_that_is_off_keeps_its_files(build, update, index, tmp_path):
+    write_texts(tmp_path / "disk", 3)
+    write_texts(tmp_path / "links", 2)
+    (tmp_path / "links" / "card").symlink_to(tmp_path / "disk")
+    build(tmp_path / "links", follow_links=True)
+    (tmp_path / "disk").rename(tmp_path / "off")
+
+    for _ in range(2):
+        report = update()
+        assert (report.removed, [problem.path.name for problem in report.problems]) == (0, ["card"])
+    assert sum(len(file.vectors) for file in content(index).values()) == 5
+
+    (tmp_path / "links" / "card").unlink()
+    assert update().removed == 3
+
+
 def test_files_whose_state_cannot_be_read_keep_their_vectors(build, update, words, index, monkeypatch):
     build(words)
     stat = os.stat
