@@ -16,7 +16,7 @@ WORDS = ("generative/ofa_", "generative/tiny_captions_cider")
 """Recipes with terms that make inputs of sentences, with the tokenizer of the data."""
 SHARDED = ["pretrain/image_text_4b", "pretrain/audio_text_4b"]
 QUICK = re.compile(
-    "pretrain/(image_text_4b|audio_text_4b|distil_small|quick_stems|tiny)|generative/tiny_captions|"
+    "pretrain/(image_text_4b|distil_small|quick_stems|tiny)|"
     "finetune/(avqa|coco_detection|coco_retrieval|kinetics|nlvr2|refcoco)"
 )
 """Recipes of which the others differ by their size, their data or the loss of a head."""

@@ -34,8 +34,8 @@ LAYOUTS = {
     "ofa_infilling": ["coco"],
     "ofa_pretrain": ["coco", "vqav2", "refcoco", "coco_detection"],
 }
-QUICK = {"ofa_caption", "ofa_pretrain"}
-"""The others differ in their data and kind of answer, which the pretraining and tests/train/test_generation.py try."""
+QUICK = {"ofa_caption"}
+"""The others differ in their data and kind of answer, which tests/generative/test_generation.py tries."""
 WAITS_FOR_GPU = {"ofa_caption_cider"}
 """Its captions are searched for and compared as words, on the CPU."""
 SMALL = [
