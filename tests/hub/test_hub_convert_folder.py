@@ -115,10 +115,9 @@ def test_replacing_killed_at_any_step_loses_nothing(tmp_path):
     assert 0 < num_old < len(contents) - 2
 
 
-@pytest.mark.parametrize(
-    "limit", [pytest.param(100, marks=pytest.mark.slow), 40_000]
-)  # of the vocabulary, of the weights
+@pytest.mark.parametrize("limit", [pytest.param(100, marks=pytest.mark.slow), 40_000])
 def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, bpe, limit):
+    """Full within the vocabulary, and within the weights."""
     folder = tmp_path / "models" / "m"
 
     code, err = on_a_full_disk(limit, "convert", checkpoint, "-o", folder, "--bpe", bpe)

@@ -214,8 +214,8 @@ def shrunken(tmp_path_factory):
 SLOW = re.compile(
     r"/(small|base|large)_|ablation/|/(quick|own_pairs|distil_small|tiny(_captions|_longer|_sounds|_tuned)?)$"
 )
-LIKE_ANOTHER = re.compile(r"/(small|base|large)_|ablation/|tiny_(captions|longer|sounds|tuned)")
-"""Recipes whose step is that of another one here, or of a test of captions."""
+LIKE_ANOTHER = re.compile(r"/(small|base|large)_|ablation/|tiny_(longer|sounds|tuned)")
+"""Recipes whose step is that of another one here."""
 
 
 @pytest.mark.parametrize("name", with_slow(filter(SLOW.search, HERE), LIKE_ANOTHER.search))
