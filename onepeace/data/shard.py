@@ -3,17 +3,20 @@
 A shard is whole if it ends as a tar ends, with two blocks of zeros, and has a sample. Anything else, such as half a
 download or the page of a proxy, is an `UnreadableShard`, and nothing of it is kept. A plain tar on the disk is read in
 place. Others (compressed, or at addresses that fsspec opens) are copied to a folder of the cache, which also holds the
-index of every shard, and which all processes of a machine share.
+index of every shard, and which all processes of a machine share. A member of a copy is used only if it has the checksum
+that it had when it was copied; otherwise the copy is made anew.
 """
 
 import errno
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import stat
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +37,7 @@ CACHE_BYTES = 20e9
 """Default limit of the folder of the cache."""
 KEPT_SHARE = 0.9
 """Share of the limit down to which files are removed."""
-RULES = "whole 2"
+RULES = "whole 3"
 """Part of the names of copies and indexes; another text makes all of them anew."""
 READ_PAUSES: Sequence[float] = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
@@ -111,8 +114,8 @@ class ShardFile:
         """Whether it is a copy in the cache."""
         return self.path != self.address
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the tar, with several attempts.
+    def read(self, extent: "Extent") -> bytes:
+        """Bytes of a member, with several attempts.
 
         Raises:
             UnreadableShard: the file is gone, has changed, or cannot be read.
@@ -120,15 +123,15 @@ class ShardFile:
         if self.failure is not None:
             raise self.failure
         try:
-            return _with_pauses(lambda: self._read_once(offset, size), READ_PAUSES)
+            return _with_pauses(lambda: self._read_once(extent), READ_PAUSES)
         except UnreadableShard as error:
             self.failure = error
         except OSError as error:
             self.failure = UnreadableShard(f"cannot be read ({reason_of(error)})", where=describe(self.address))
         raise self.failure
 
-    def _read_once(self, offset: int, size: int) -> bytes:
-        if self.is_copy and not os.path.exists(self.path):  # it was removed to make room
+    def _read_once(self, extent: "Extent") -> bytes:
+        if self.is_copy and not os.path.exists(self.path):  # to make room, or as it was damaged
             forget_open_files()
             open_shard(self.address, self.cache_bytes)
         opened = _opened(self)
@@ -140,9 +143,13 @@ class ShardFile:
                 "shards that do not change",
                 where=describe(self.address),
             )
-        data = opened.read(offset, size)
-        if len(data) < size:
-            raise OSError(f"{len(data)} bytes in place of {size}")
+        data = opened.read(extent.offset, extent.size)
+        if len(data) < extent.size:
+            raise OSError(f"{len(data)} bytes in place of {extent.size}")
+        if extent.checksum is not None and zlib.crc32(data) != extent.checksum:
+            with suppress(OSError):  # on Windows, one that is open cannot be removed
+                os.unlink(self.path)
+            raise OSError(f"its copy in the cache is damaged: {self.path}")
         return data
 
 
@@ -152,13 +159,15 @@ class Extent(NamedTuple):
     file: ShardFile
     offset: int
     size: int
+    checksum: int | None = None
+    """CRC-32 of the bytes, in a copy."""
 
     def __bool__(self) -> bool:
         return self.size > 0
 
     def read(self) -> bytes:
         """The bytes; see `ShardFile.read`."""
-        return self.file.read(self.offset, self.size)
+        return self.file.read(self)
 
 
 def content_of(value: Any) -> Any:
@@ -189,6 +198,8 @@ class Shard:
     """(M,): first byte of each member's content."""
     sizes: NDArray[np.int64]
     """(M,): number of bytes of each member."""
+    checksums: NDArray[np.uint32]
+    """(M,): CRC-32 of each member of a copy; (0,) for a tar that is read in place."""
 
     def __len__(self) -> int:
         return len(self.layout_of)
@@ -204,9 +215,10 @@ class Shard:
         endings = self.layouts[self.layout_of[row]]
         offsets = self.offsets[start:end].tolist()
         sizes = self.sizes[start:end].tolist()
+        checksums = self.checksums[start:end].tolist() or itertools.repeat(None)
         extents: dict[str, Extent] = {}
-        for ending, offset, size in zip(endings, offsets, sizes, strict=True):
-            extents[ending] = Extent(self.file, offset, size)
+        for ending, offset, size, checksum in zip(endings, offsets, sizes, checksums, strict=False):
+            extents[ending] = Extent(self.file, offset, size, checksum)
         return extents
 
 
@@ -288,6 +300,7 @@ def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
         with write_atomic(tar) as temporary:
             _copy(address, temporary)
             fields = index_tar(temporary)
+            fields["checksums"] = _checksums(temporary, fields["offsets"], fields["sizes"])
     else:
         fields = index_tar(tar)
     arrays = dict(fields)
@@ -385,7 +398,15 @@ def index_tar(path: Path) -> dict[str, Any]:
         "member_starts": np.cumsum([0, *member_counts], dtype=np.int64),
         "offsets": offsets,
         "sizes": sizes,
+        "checksums": np.zeros(0, np.uint32),
     }
+
+
+def _checksums(path: Path, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(M,): CRC-32 of each member of a tar."""
+    tar = OpenFile(str(path))
+    members = zip(offsets.tolist(), sizes.tolist(), strict=True)
+    return np.array([zlib.crc32(tar.read(offset, size)) for offset, size in members], np.uint32)
 
 
 def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:

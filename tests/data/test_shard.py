@@ -301,6 +301,20 @@ def test_oldest_copies_give_way_and_are_made_again(tmp_path, cached, copies):
     assert len(first.members(0)["jpg"].read()) == 40_000
 
 
+def test_damaged_copy_is_made_anew(tmp_path, cached, copies):
+    (path,) = write_compressed(tmp_path, 1)
+    expected = contents(cached(path))
+    (copy,) = copies()
+    offset = cached(path).members(0)["jpg"].offset
+    damaged = bytearray(copy.read_bytes())
+    damaged[offset + 7] ^= 1
+    copy.write_bytes(damaged)
+    shard_module.forget_open_files()
+
+    assert contents(cached(path)) == expected
+    assert copy.read_bytes() != damaged
+
+
 def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CacheFailure, match="ONEPEACE_CACHE"):
