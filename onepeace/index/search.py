@@ -275,7 +275,7 @@ class Search:
                 parts.append((rows, cosines, z_scores, matches, np.full(len(rows), has_words), are_last))
         rows, cosines, z_scores, matches, have_words, are_last = map(np.concatenate, zip(*parts, strict=True))
         keys = [-key for key in worth(matches, z_scores)] if has_matches else [-cosines]
-        order = np.lexsort((rows, *keys, ~(have_words & self.words.are_rare)))
+        order = np.lexsort((rows, self._places_by_path(rows, cosines), *keys, ~(have_words & self.words.are_rare)))
         return Candidates(
             rows=rows[order],
             cosines=cosines[order],
@@ -283,6 +283,18 @@ class Search:
             have_words=have_words[order],
             are_last=are_last[order],
         )
+
+    def _places_by_path(self, rows: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """(c,): places by path of the files with the same cosine, so that none is first as it was indexed first."""
+        _, numbers, counts = np.unique(cosines, return_inverse=True, return_counts=True)
+        are_equal = counts[numbers] > 1
+        places = np.zeros(len(rows), int)
+        if are_equal.any():
+            ids = self.matrix.file[rows[are_equal]].tolist()
+            paths = self.store.paths_of(ids)
+            place_of = {id_: place for place, id_ in enumerate(sorted(paths, key=paths.__getitem__))}
+            places[are_equal] = [place_of[id_] for id_ in ids]
+        return places
 
     def _reach_minimum(self, candidates: Candidates) -> np.ndarray:
         """(c,) bool: whether a row has the minimum match, or is of a file with rare words."""

@@ -90,6 +90,17 @@ def test_answer_depends_on_the_files_that_are_named_alone(words, search, tmp_pat
             assert hit == pytest.approx(expected_hit, abs=1e-6)  # a model computes in batches, which round
 
 
+def test_equal_files_come_in_the_order_of_their_paths(words, search, new_cache):
+    shutil.copy(words / "2024" / "c.txt", words / "2024" / "may" / "z.txt")
+    shutil.copy(words / "2024" / "c.txt", words / "2023.txt")
+    for parts in ([], [words / "2024" / "may"], [words / "2024"]):
+        new_cache(f"after {len(parts)} {[part.name for part in parts]}")
+        for part in parts:
+            search(part)
+        equal = [path for path, _, _ in search(words).hits if path.endswith(("2023.txt", "c.txt", "z.txt"))]
+        assert equal == sorted(equal), parts
+
+
 def test_index_with_vectors_of_another_is_as_a_new_one(words, search, random_folder, tmp_path):
     search(words / "2024")
     (words / "2024" / "c.txt").write_text("other words")
