@@ -230,6 +230,15 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
     Raises:
         TimeoutError: it takes longer. It then goes on in its thread, which does not outlive the process.
     """
+    future = start_request(call)
+    finished, _ = futures.wait([future], seconds)
+    if not finished:
+        raise TimeoutError(f"not answered within {seconds:.0f} seconds")
+    return future.result()
+
+
+def start_request(call: Callable[[], Result]) -> futures.Future[Result]:
+    """What a call will return or raise; it runs in a thread that does not outlive the process."""
     future: futures.Future[Result] = futures.Future()
 
     def run() -> None:
@@ -239,10 +248,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
             future.set_exception(error)
 
     threading.Thread(target=run, name="onepeace-request", daemon=True).start()
-    finished, _ = futures.wait([future], seconds)
-    if not finished:
-        raise TimeoutError(f"not answered within {seconds:.0f} seconds")
-    return future.result()
+    return future
 
 
 def open_regular(path: str, flags: int) -> int:

@@ -9,17 +9,22 @@ archives are left out.
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
-from onepeace.files.source import within
+from onepeace.files.source import start_request, within
 
 TIMEOUT = 60.0
-"""Seconds in which a server must say what it has."""
+"""Seconds in which a server must say what it has, and in which a download must grow."""
+HUB_TIMEOUT = 10.0
+"""Seconds in which the Hugging Face Hub must answer; its files are those of the cache otherwise."""
 
 
 def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
@@ -55,7 +60,8 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
             needed = copies * metadata.size - have
             if needed > free:
                 raise UserError(f"{free} bytes free, {needed} needed", where=path.parent)
-            http_get(url, file, resume_size=have, expected_size=metadata.size, displayed_filename=path.name)
+            options: dict[str, Any] = {"expected_size": metadata.size, "displayed_filename": path.name}
+            while_growing(part, partial(http_get, url, file, resume_size=have, **options))
     except UserError:
         raise
     except Exception as error:  # huggingface_hub raises errors of several HTTP packages
@@ -68,6 +74,32 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
     os.replace(part, path)
     sync(path.parent)
     return path
+
+
+def while_growing(path: Path, download: Callable[[], None]) -> None:
+    """Call what writes a file; a server that sends its header a byte at a time passes every limit for one read.
+
+    Raises:
+        TimeoutError: the file has not grown for `TIMEOUT`; the call then goes on in its thread, for nothing.
+    """
+    done = start_request(download)
+    size = -1
+    while not futures.wait([done], TIMEOUT).done:
+        if path.stat().st_size == size:
+            raise TimeoutError(f"no data for {TIMEOUT:.0f} seconds")
+        size = path.stat().st_size
+    done.result()
+
+
+def is_hub_reachable() -> bool:
+    """Whether the Hugging Face Hub answers at all, asked once and not for minutes, as its own downloads do."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        within(HUB_TIMEOUT, partial(get_session().head, constants.ENDPOINT, timeout=HUB_TIMEOUT))
+    except Exception:  # of several HTTP packages
+        return False
+    return True
 
 
 def from_hub(
@@ -83,7 +115,15 @@ def from_hub(
 
     try:
         folder = None if cache is None else Path(cache)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, cache_dir=folder))
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                cache_dir=folder,
+                local_files_only=not is_hub_reachable(),
+            )
+        )
     except Exception as error:  # huggingface_hub raises errors of several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(

@@ -3,14 +3,16 @@
 import functools
 import http.server
 import shutil
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 from support.server import serving
 
 from onepeace.errors import UserError
-from onepeace.hub.download import fetch
+from onepeace.hub.download import fetch, is_hub_reachable
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -30,6 +32,10 @@ class Script:
     cuts: list[int] = field(default_factory=list)
     """Bytes of the body to send before hanging up, one entry per request; then no more cuts."""
     has_ranges: bool = True
+    trickles: threading.Event | None = None
+    """Until it is set, the answer to a request for content is a header that comes a byte at a time."""
+    trickles_at_once: bool = False
+    """Whether a request for the header alone is answered so too."""
     status: int | None = None
     """The error to answer with."""
     ranges_asked: list[str | None] = field(default_factory=list)
@@ -47,9 +53,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
+        if self.script.trickles is not None and self.script.trickles_at_once:
+            self.trickle()
+            return
         self.answer(200, len(self.script.content))
 
     def do_GET(self):
+        if self.script.trickles is not None:
+            self.trickle()
+            return
         byte_range = self.headers.get("Range")
         self.script.ranges_asked.append(byte_range)
         start = 0
@@ -60,6 +72,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.script.cuts:
             body = body[: self.script.cuts.pop(0)]
         self.wfile.write(body)
+
+    def trickle(self):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Wait: ")
+        with suppress(OSError):  # the client has gone
+            while not self.script.trickles.wait(0.02):
+                self.wfile.write(b".")
 
     def answer(self, status, length):
         self.send_response(self.script.status or status)
@@ -128,6 +146,27 @@ def test_later_call_begins_anew_if_the_file_changed(url, script, interrupted_pat
 
     assert interrupted_path.read_bytes() == script.content
     assert script.ranges_asked[-1] is None
+
+
+def test_header_that_trickles_is_not_waited_for(url, script, tmp_path, monkeypatch):
+    script.trickles = threading.Event()
+    monkeypatch.setattr("onepeace.hub.download.TIMEOUT", 0.5)
+    try:
+        with pytest.raises(UserError, match="no data for"):
+            fetch(url, tmp_path / "model.pt")
+    finally:
+        script.trickles.set()
+
+
+def test_hub_whose_header_trickles_cannot_be_reached(url, script, monkeypatch):
+    script.trickles = threading.Event()
+    script.trickles_at_once = True
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("onepeace.hub.download.HUB_TIMEOUT", 0.5)
+    try:
+        assert not is_hub_reachable()
+    finally:
+        script.trickles.set()
 
 
 def test_missing_file_is_one_line(url, script, tmp_path):

@@ -11,8 +11,8 @@ import torch
 from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
 
 from onepeace.errors import UserError
+from onepeace.hub import download, weights
 from onepeace.hub import resolve as resolve_module
-from onepeace.hub import weights
 from onepeace.hub.download import RELEASED
 from onepeace.hub.resolve import resolve
 
@@ -28,6 +28,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(download, "is_hub_reachable", lambda: True)
     monkeypatch.setattr(resolve_module, "fetch", refuse)
     return tmp_path / "cache"
 
@@ -119,7 +120,7 @@ def test_model_without_text_needs_no_vocabulary(cache, requests):
 def test_hub_repository_is_fetched(folder, tmp_path, monkeypatch, suffix, revision):
     calls = []
 
-    def snapshot_download(repository, *, revision, allow_patterns, cache_dir):
+    def snapshot_download(repository, *, revision, allow_patterns, cache_dir, local_files_only):
         calls.append((repository, revision, allow_patterns, cache_dir))
         return str(folder)
 
@@ -141,6 +142,20 @@ def test_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"^owner/name: .*network") as error:
         resolve("owner/name")
     assert "\n" not in str(error.value)
+
+
+def test_hub_that_does_not_answer_is_not_asked_for_files(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(repository, *, local_files_only, **options):
+        asked.append(local_files_only)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(download, "is_hub_reachable", lambda: False)
+
+    assert resolve("owner/name") == folder
+    assert asked == [True]
 
 
 def test_page_of_models_lists_every_released_name():

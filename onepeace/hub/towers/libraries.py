@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.errors import UserError, need, one_line, reason_at
+from onepeace.hub.download import is_hub_reachable
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-TIMEOUT = 10
-"""Seconds in which the Hugging Face Hub must answer."""
 
 
 class Tower(nn.Module):
@@ -209,7 +206,7 @@ def open_tower(name: str) -> Tower:
         except UserError:
             raise
         except Exception as error:  # the libraries raise many types
-            if not _is_hub_reachable():
+            if not is_hub_reachable():
                 raise UserError(
                     f"cannot be loaded from this machine ({one_line(error):.200}), and the Hugging Face "
                     "Hub cannot be reached; check the name, or fetch it where there is a network and copy the cache "
@@ -251,14 +248,3 @@ def from_cache() -> Iterator[None]:
 def _is_silent(record: logging.LogRecord) -> bool:
     """Filter of records logged to the root logger itself, as open_clip does: none is shown."""
     return False
-
-
-def _is_hub_reachable() -> bool:
-    """Whether the Hugging Face Hub answers at all, asked once and not for minutes, as its own downloads do."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception:  # of several HTTP packages
-        return False
-    return True
