@@ -95,7 +95,7 @@ def from_source(
         UserError: the source cannot be read, has no row, or no column of files.
     """
     names = column_names(columns or {})
-    if any((path / name).exists() for name in SAVED):
+    if any(os.path.exists(path / name) for name in SAVED):  # False without permission, unlike those of Path
         raise UserError("was written by save_to_disk; write Parquet instead: dataset.to_parquet(FILE)", where=path)
     if is_parquet(path):
         return _from_parquet(path, names, split)
