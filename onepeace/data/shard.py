@@ -261,7 +261,7 @@ def fetch_ahead(addresses: Sequence[str], cache_bytes: float) -> None:
 
     remote = [address for address in addresses if scheme(address)]
     for number in range(min(FETCHING, len(remote))):
-        Thread(target=open_all, args=(remote[number::FETCHING],), daemon=True).start()
+        Thread(target=open_all, args=(remote[number::FETCHING],), name="onepeace-fetch", daemon=True).start()
 
 
 def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:

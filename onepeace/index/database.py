@@ -398,11 +398,6 @@ class Store:
         sql = f"SELECT id, modality FROM files WHERE id {IN_LIST}"  # noqa: S608 (a constant)
         return dict(self.select(sql, (json.dumps(sorted(ids)),)))
 
-    def paths_of(self, ids: Iterable[int]) -> dict[int, bytes]:
-        """Paths of files by their ids: faster than `items_of`."""
-        sql = f"SELECT id, path FROM files WHERE id {IN_LIST}"  # noqa: S608 (a constant)
-        return dict(self.select(sql, (json.dumps(sorted(ids)),)))
-
     def vectors_of(self, id_: int) -> tuple[list[Span], np.ndarray]:
         """The spans of the vectors of a file, and these (n, E) float32.
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -291,8 +292,8 @@ class Search:
         places = np.zeros(len(rows), int)
         if are_equal.any():
             ids = self.matrix.file[rows[are_equal]].tolist()
-            paths = self.store.paths_of(ids)
-            place_of = {id_: place for place, id_ in enumerate(sorted(paths, key=paths.__getitem__))}
+            by_path = sorted(self.store.items_of(ids).values(), key=attrgetter("path"))
+            place_of = {item.id: place for place, item in enumerate(by_path)}
             places[are_equal] = [place_of[id_] for id_ in ids]
         return places
 
