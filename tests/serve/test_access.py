@@ -1,6 +1,7 @@
 """Who may ask the server, and what leaves it."""
 
 import base64
+import sys
 
 import pytest
 
@@ -9,6 +10,9 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from support.api import LIMITS, assert_error, client_of
 
 PASSWORD = "correct horse"  # noqa: S105
+COMPARES_LETTERS = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the last Starlette for Python 3.10 wants lower case"
+)
 BASIC = base64.b64encode(b"anybody:correct horse").decode()
 
 
@@ -19,7 +23,7 @@ BASIC = base64.b64encode(b"anybody:correct horse").decode()
         ("host", "127.0.0.1.evil.example", 400),
         ("host", "", 400),
         ("host", "127.0.0.2", 400),
-        ("host", "LOCALHOST:1", 200),
+        pytest.param("host", "LOCALHOST:1", 200, marks=COMPARES_LETTERS),
         ("host", "[::1]:7860", 200),
         ("origin", "https://evil.example", 403),
         ("origin", "null", 403),
