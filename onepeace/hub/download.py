@@ -22,7 +22,9 @@ from onepeace.files.atomic import sync
 from onepeace.files.source import start_request, within
 
 TIMEOUT = 60.0
-"""Seconds in which a server must say what it has, and in which a download must grow."""
+"""Seconds in which a server must say what it has."""
+STALLED = 1800.0
+"""Seconds in which a download must grow: it is written 10 MB at a time, which takes that long at 6 kB a second."""
 HUB_TIMEOUT = 10.0
 """Seconds in which the Hugging Face Hub must answer; its files are those of the cache otherwise."""
 
@@ -80,13 +82,13 @@ def while_growing(path: Path, download: Callable[[], None]) -> None:
     """Call what writes a file; a server that sends its header a byte at a time passes every limit for one read.
 
     Raises:
-        TimeoutError: the file has not grown for `TIMEOUT`; the call then goes on in its thread, for nothing.
+        TimeoutError: the file has not grown for `STALLED` seconds; the call then goes on in its thread, for nothing.
     """
     done = start_request(download)
     size = -1
-    while not futures.wait([done], TIMEOUT).done:
+    while not futures.wait([done], STALLED).done:
         if path.stat().st_size == size:
-            raise TimeoutError(f"no data for {TIMEOUT:.0f} seconds")
+            raise TimeoutError(f"no data for {STALLED:.0f} seconds")
         size = path.stat().st_size
     done.result()
 

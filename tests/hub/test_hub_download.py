@@ -150,7 +150,7 @@ def test_later_call_begins_anew_if_the_file_changed(url, script, interrupted_pat
 
 def test_header_that_trickles_is_not_waited_for(url, script, tmp_path, monkeypatch):
     script.trickles = threading.Event()
-    monkeypatch.setattr("onepeace.hub.download.TIMEOUT", 0.5)
+    monkeypatch.setattr("onepeace.hub.download.STALLED", 0.5)
     try:
         with pytest.raises(UserError, match="no data for"):
             fetch(url, tmp_path / "model.pt")
