@@ -238,7 +238,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 
 
 def start_request(call: Callable[[], Result]) -> futures.Future[Result]:
-    """What a call will return or raise; it runs in a thread that does not outlive the process."""
+    """The future result of a call, or its error; it runs in a thread that does not outlive the process."""
     future: futures.Future[Result] = futures.Future()
 
     def run() -> None:
