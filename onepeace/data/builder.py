@@ -231,9 +231,7 @@ class BatchBuilder:
             return _collate_features(values)
         augment = self.augments[modality]
         inputs = augment.collate(values, self.processors[modality])
-        if has_several and modality != "text":
-            inputs["type_ids"] = torch.arange(rows).repeat(len(items))
-        return inputs
+        return self.adapters[modality].numbered(inputs, rows) if has_several else inputs
 
     def _masks(self, batch: Batch, items: Sequence[Item]) -> Masks:
         """Masks of a batch, for the modalities that the recipe lists.

@@ -17,7 +17,7 @@ from onepeace.device import memory_remedy
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.classify import ClassifiedFiles
 from onepeace.embed.items import check_many, composed, name_of, reason_of
-from onepeace.errors import UsageError, UserError, expect
+from onepeace.errors import UsageError, UserError
 from onepeace.files.drawing import with_box
 from onepeace.files.source import describe
 from onepeace.files.walk import FoundFile
@@ -97,6 +97,8 @@ class Task:
     """Title of the table's column."""
     draw: "Callable[[Image.Image, Mapping[str, Any], str, Sequence[str]], Image.Image] | None" = None
     """The picture with the result drawn over it, given the text of the item and the labels of the head."""
+    needs_size: bool = False
+    """Whether the result needs the size of the picture in pixels (`Context.size`)."""
 
 
 def labels_cell(result: Mapping[str, Any]) -> str:
@@ -124,7 +126,7 @@ TASKS: dict[str, Task] = {
     "label": Task(label, labels_cell),
     "labels": Task(labels, labels_cell),
     "answer": Task(answer, _answer_cell, column="answer"),
-    "box": Task(box, _box_cell, column="box", draw=_with_box),
+    "box": Task(box, _box_cell, column="box", draw=_with_box, needs_size=True),
     "choice": Task(choice, _choice_cell, column="answer"),
 }
 
@@ -225,12 +227,13 @@ class Predictor:
 
     def _size_in_pixels(self, values: Mapping[str, Any]) -> tuple[int, int]:
         """Width and height of the picture, for tasks whose results are places on it."""
-        if self.task not in ("box", "boxes", "mask"):
+        if not TASKS[self.task].needs_size:
             return (1, 1)
-        if "image" not in values:
-            raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
-        processor = expect(self.embedder.processors["image"], ImageProcessor)
-        return processor.size_in_pixels(values["image"])
+        for modality, value in values.items():
+            processor = self.embedder.processors[modality]
+            if isinstance(processor, ImageProcessor):
+                return processor.size_in_pixels(value)
+        raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
 
     def _samples(self, values: Mapping[str, Any], num_rows: int) -> dict[str, list[Tensor]]:
         """`num_rows` samples of each modality; a single one is repeated."""
@@ -276,16 +279,12 @@ class Predictor:
         module = self.embedder.encoder
         with memory_remedy(f"no memory for {len(items)} items at once; lower batch_size"):
             inputs = {}
-            for modality, rows in items[0].items():
+            for modality in items[0]:
                 batch = list(chain.from_iterable(samples[modality] for samples in items))
                 inputs[modality] = self.embedder.inputs(modality, batch)
-                if modality != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
-                    numbers = torch.arange(len(rows), device=self.embedder.device)
-                    inputs[modality]["type_ids"] = numbers.repeat(len(items))
             token_lengths = module.adapters[self.on].token_lengths(inputs[self.on])
             lengths = token_lengths[:: len(items[0][self.on])].tolist()
-            features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
-            outputs = module.apply_head(self.name, features).float().cpu()
+            outputs = module.predict(inputs, head=self.name).float().cpu()
         return outputs.chunk(len(items)), lengths
 
 

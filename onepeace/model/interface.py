@@ -109,7 +109,6 @@ class Encoder(Trained):
         stems: Mapping[str, StemOutput],
         keep: Mapping[str, Tensor] | None = None,
         out_indices: Sequence[int] = (),
-        num_blocks: int | None = None,
     ) -> dict[str, Features]:
         """Token features by modality from one joint pass; see `onepeace.model.OnePeace.encode`."""
         raise NotImplementedError
@@ -140,23 +139,27 @@ class Encoder(Trained):
         features_by_key = self.encode(self.stems(inputs), keep)
         return {key: features.tokens for key, features in features_by_key.items()}
 
-    def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
-        """Output of a named head on one or several joint passes, e.g. the logits (B, num_classes) of a classifier."""
-        blocks = self.head_blocks(head)
-        key = self.head_config(head)["on"]
-        features = [self.encode(self.stems(batch), out_indices=blocks)[key] for batch in inputs]
-        return self.heads[head](*features)
+    def predict(self, inputs: Inputs, head: str = "classifier") -> Tensor:
+        """Output of a named head on one joint pass of all modalities, e.g. the logits (B, num_classes) of a classifier.
+
+        A head with several inputs (NLVR2: two images) takes that many consecutive rows per item, and B is the number of
+        items.
+        """
+        num_inputs = self.num_inputs(head)
+        numbered = {key: self.adapters[key].numbered(batch, num_inputs) for key, batch in inputs.items()}
+        features = self.encode(self.stems(numbered), out_indices=self.head_blocks(head))
+        return self.apply_head(head, features)
 
     def apply_head(self, name: str, features: Mapping[str, Features]) -> Tensor:
-        """Output of a named head on the features of one pass, by modality.
-
-        A head with several inputs (NLVR2: two images) takes that many consecutive rows of the pass per item.
-        """
-        config = self.head_config(name)
-        rows = features[config["on"]]
-        num_inputs = config.get("inputs", 1)
+        """Output of a named head on the features of one pass, by modality; rows as in `predict`."""
+        rows = features[self.head_config(name)["on"]]
+        num_inputs = self.num_inputs(name)
         inputs = [rows.rows(slice(number, None, num_inputs)) for number in range(num_inputs)]
         return self.heads[name](*inputs)
+
+    def num_inputs(self, name: str) -> int:
+        """Number of rows of an item that a head reads together."""
+        return self.head_config(name).get("inputs", 1)
 
     def head_blocks(self, name: str) -> tuple[int, ...]:
         """Additional blocks whose outputs a head reads (``out_indices`` of `encode`)."""

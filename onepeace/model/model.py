@@ -104,14 +104,12 @@ class OnePeace(Encoder):
         stems: Mapping[str, StemOutput],
         keep: Mapping[str, Tensor] | None = None,
         out_indices: Sequence[int] = (),
-        num_blocks: int | None = None,
     ) -> dict[str, Features]:
         """Token features by modality from one joint pass over all modalities.
 
         Args:
             keep: (B, K) by modality: ids of the visible tokens, padded with -1.
             out_indices: blocks whose outputs are returned as ``intermediates``, as in timm; -1 is the last.
-            num_blocks: number of blocks to run before the final norm; None = all.
         """
         for key in stems:
             if self.adapters[key].over_time and len(stems) > 1:
@@ -123,9 +121,8 @@ class OnePeace(Encoder):
         out_numbers = [index % depth for index in out_indices]
         keep = keep or {}
         sequence = TokenSequence.concat(self.adapters[key](stem, keep.get(key)) for key, stem in stems.items())
-        blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
         features_by_key = {}
-        for key, features in encode(sequence, blocks, self.norms, out_numbers).items():
+        for key, features in encode(sequence, self.blocks, self.norms, out_numbers).items():
             features_by_key[key] = self.adapters[key].item_features(features, stems[key].pooled)
         return features_by_key
 

@@ -315,5 +315,5 @@ def figures(predictions: Predictions) -> list[Figure]:
 
 HEADS["detection"] = Detector
 TERMS["detection"] = Detection
-TASKS["boxes"] = Task(boxes, cell, column="boxes", draw=draw)
+TASKS["boxes"] = Task(boxes, cell, column="boxes", draw=draw, needs_size=True)
 METRICS["boxes"] = Metric("boxes", figures)

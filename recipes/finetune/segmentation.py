@@ -238,5 +238,5 @@ def _mask_pairs(predictions: Predictions) -> Iterator[tuple[NDArray, NDArray]]:
 
 HEADS["segmentation"] = SegmentationHead
 TERMS["segmentation"] = Segmentation
-TASKS["mask"] = Task(mask, cell, column="classes", draw=draw)
+TASKS["mask"] = Task(mask, cell, column="classes", draw=draw, needs_size=True)
 METRICS["mask"] = Metric("mask", figures)

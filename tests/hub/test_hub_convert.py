@@ -11,7 +11,7 @@ from support.golden_cases import (
     assert_near,
     case,
     golden_model,
-    head_passes,
+    head_batch,
     weights,
 )
 from support.hub_layouts import (
@@ -137,7 +137,7 @@ def test_logits_of_a_classifier(convert_tensors, name, modalities, task, setting
     folder = convert_tensors(tensors, cfg(task, **settings))
 
     model = weight_files.load(folder)
-    assert_near(model.predict(*head_passes(name)), golden.outputs["logits"], TOKENS)
+    assert_near(model.predict(head_batch(name)), golden.outputs["logits"], TOKENS)
     assert not model.config.projections
     tasks = {"vqa": "answer", "grounding": "box", "avqa": "choice"}
     assert model.config.heads["classifier"].get("task") == tasks.get(name)

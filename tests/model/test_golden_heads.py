@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.golden_cases import LOSS, TOKENS, assert_gradients_match, assert_near, case, golden_model, head_passes
+from support.golden_cases import LOSS, TOKENS, assert_gradients_match, assert_near, case, golden_model, head_batch
 
 from onepeace.losses.box import box
 from onepeace.losses.classification import classification, multilabel
@@ -33,20 +33,20 @@ TASKS = {
 
 def backward(task):
     """The model, its logits and its loss, whose gradients the model has then."""
-    passes = head_passes(task)
+    batch = head_batch(task)
     head, loss_of = TASKS[task]
     types = {}
-    if len(passes) > 1:
+    if "inputs" in head:
         types = {"text": {"num_types": 1}, "image": {"num_types": 2}}
     model = golden_model(
-        " ".join(passes[0]),
+        " ".join(batch),
         bias_per_block=True,
         logit_scale=False,
         options=types,
         extra=case(task).weights,
         heads={"classifier": {"kind": "classifier", **head}},
     )
-    logits = model.predict(*passes)
+    logits = model.predict(batch)
     loss = loss_of(logits, case(task).inputs["target"])
     loss.backward()
     return model, logits.detach(), loss.detach()

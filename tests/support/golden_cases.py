@@ -58,20 +58,18 @@ class Case(NamedTuple):
         return batch
 
 
-def head_passes(task: str) -> list[dict]:
-    """The batches that a model with a head takes: one, or two for pairs of pictures; four questions a sound."""
+def head_batch(task: str) -> dict:
+    """The batch that a model with a head takes: two rows an item for pairs of pictures; four questions a sound."""
     task_case = case("grounding" if task.startswith("grounding") else task)
     batch = task_case.batch()
     if task == "avqa":
         for name, tensor in batch["audio"].items():
             batch["audio"][name] = tensor.repeat_interleave(4, dim=0)
-    if "src_images_2" not in task_case.inputs:
-        return [batch]
-    second_image = {
-        "pixels": task_case.inputs["src_images_2"].float(),
-        "type_ids": torch.ones(3, dtype=torch.long),
-    }
-    return [batch, {**batch, "image": second_image}]
+    if "src_images_2" in task_case.inputs:
+        pairs = [task_case.inputs[name].float() for name in ("src_images", "src_images_2")]
+        batch["image"] = {"pixels": torch.stack(pairs, dim=1).flatten(0, 1)}
+        batch["text"] = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch["text"].items()}
+    return batch
 
 
 @cache

@@ -148,6 +148,16 @@ class Adapter(nn.Module):
         padded = "features" if "features" in batch else self.padded_input
         return take_rows(batch, rows, lengths, padded)
 
+    def numbered(self, batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """The raw input of items of ``count`` consecutive rows, with the number of each row in its item as type id.
+
+        It stays as it is if it has type ids, or if there are too few type embeddings: a text is about all rows.
+        """
+        if count == 1 or "type_ids" in batch or self.type_embed is None or len(self.type_embed) < count:
+            return batch
+        rows = next(iter(batch.values()))
+        return {**batch, "type_ids": torch.arange(len(rows), device=rows.device) % count}
+
     def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         """Add CLS and positions to the tokens.
 
