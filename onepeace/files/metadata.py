@@ -12,7 +12,7 @@ these names each file has some:
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -143,11 +143,7 @@ def _raw_tags(file: BinaryIO, head: bytes) -> dict[str, Any]:
 
 
 def _exif_date(image: "Image.Image") -> float | None:
-    try:
-        exif = image.getexif()
-        tags = {**exif, **exif.get_ifd(EXIF_IFD)}
-    except Exception:  # damaged EXIF data; the picture is fine
-        return None
+    tags = _readable(image, lambda image: image.getexif().get_ifd(EXIF_IFD), lambda image: image.getexif())
     for date_tag, zone_tag in EXIF_DATES:
         date = str(tags.get(date_tag, "")).strip("\0 ")[:19]
         zone = str(tags.get(zone_tag, "")).strip("\0 ")
@@ -227,27 +223,36 @@ def _plausible(seconds: float) -> float | None:
 
 def tags_of_picture(image: "Image.Image") -> dict[str, Any]:
     """Tags of an opened picture; those that people write with programs (XMP, then IPTC) before those of its camera."""
-    tags: dict[str, Any] = {}
-    for reader in (_tags_of_xmp, _tags_of_iptc, lambda image: tags_of_exif(image.getexif())):
-        with suppress(Exception):  # damaged; many types of error, and the picture is fine
-            tags = reader(image) | tags
-    return tags
+    return _readable(image, _tags_of_xmp, _tags_of_iptc, lambda image: tags_of_exif(image.getexif()))
 
 
 def tags_of_exif(exif: "Image.Exif") -> dict[str, Any]:
     """Tags of EXIF data."""
-    from PIL.ExifTags import IFD, Base
+    return _readable(exif, lambda exif: _texts_of_exif(exif.get_ifd(EXIF_IFD)), _texts_of_exif, _position_of_exif)
 
-    camera = {**exif, **exif.get_ifd(IFD.Exif)}
+
+def _readable(source: Any, *readers: Callable[[Any], Mapping[Any, Any]]) -> dict[Any, Any]:
+    """What several readers find in a picture, which may contradict; the first take precedence. Each stands alone: one
+    whose part is damaged finds nothing."""
+    found: dict[Any, Any] = {}
+    for reader in readers:
+        with suppress(Exception):  # many types of error, and the picture is fine
+            found = {**reader(source), **found}
+    return found
+
+
+def _texts_of_exif(tags: Mapping[int, Any]) -> dict[str, Any]:
+    from PIL.ExifTags import Base
+
     texts = {
-        "make": camera.get(Base.Make),
-        "camera": camera.get(Base.Model),
-        "lens": camera.get(Base.LensModel),
-        "artist": camera.get(Base.Artist),
-        "description": camera.get(Base.ImageDescription),
-        "rating": camera.get(Base.Rating),
+        "make": tags.get(Base.Make),
+        "camera": tags.get(Base.Model),
+        "lens": tags.get(Base.LensModel),
+        "artist": tags.get(Base.Artist),
+        "description": tags.get(Base.ImageDescription),
+        "rating": tags.get(Base.Rating),
     }
-    return _tidy(texts.items()) | _position_of_exif(exif)
+    return _tidy(texts.items())
 
 
 def tags_of_container(metadata: Mapping[str, str]) -> dict[str, Any]:

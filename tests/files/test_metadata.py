@@ -241,6 +241,15 @@ def test_exif_becomes_tags(tags_of_picture, form):
     assert tags_of_picture(form, exif=tagged_exif()) == TAGS_OF_EXIF
 
 
+@pytest.mark.parametrize("latitude", [(33, 51), (), (33, 51, 54, 0)])
+def test_malformed_position_leaves_the_other_tags(tags_of_picture, latitude):
+    data = tagged_exif()
+    data.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = latitude
+
+    expected = {name: value for name, value in TAGS_OF_EXIF.items() if name not in ("latitude", "longitude")}
+    assert tags_of_picture(exif=data) == expected
+
+
 def test_xmp_takes_precedence_over_exif(tags_of_picture):
     assert tags_of_picture(exif=tagged_exif(), xmp=XMP.encode()) == TAGS_OF_EXIF | TAGS_OF_XMP
 
