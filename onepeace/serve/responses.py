@@ -119,5 +119,5 @@ def _temporary_file(content: bytes) -> BinaryIO:
     """A file without a name that holds a sample of a shard or a converted sound."""
     file = tempfile.TemporaryFile()
     file.write(content)
-    file.flush()
+    file.seek(0)  # on some systems a file that is opened by its descriptor goes on where that one is
     return file

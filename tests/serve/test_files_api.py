@@ -20,6 +20,8 @@ from support.api import assert_error, client_of, encoded, names, search
 
 from onepeace.index import Index, build, remove, update
 from onepeace.index.database import DATABASE
+from onepeace.serve.media import Body
+from onepeace.serve.responses import file_response
 
 
 def hits_by_name(client, **body):
@@ -39,6 +41,13 @@ def test_files_are_served_by_their_numbers(client, collection, ids, name, conten
     assert answer.headers["content-type"] == content_type
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_content_in_memory_is_sent_from_its_start():
+    """Also where a file that is opened by its descriptor goes on at the place of that."""
+    response = file_response(Body(b"content", "text/plain"))
+
+    assert os.read(int(os.path.basename(response.path)), 7) == b"content"
 
 
 def test_thumbnail_of_a_picture(client, ids):
