@@ -5,11 +5,13 @@ matched by pathspec over RE2, which takes time in proportion to a path's length;
 in which the stars of a pattern may share a path: eleven stars take 20 seconds.
 """
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,17 +97,24 @@ class _Walk:
         real = os.path.join(os.path.realpath(top), "")
         starts = [top]  # links to folders come last, so that files get their real paths where these are walked too
         for start in starts:
-            for folder, folders, names in os.walk(start, onerror=self._refuse):
-                if not self._is_new(folder):
-                    folders.clear()
-                    continue
+            waiting = [start]
+            while waiting:
+                folders = self._enter_one(waiting.pop(), real)
+                starts += filter(os.path.islink, folders)
+                waiting += [folder for folder in reversed(folders) if not os.path.islink(folder)]
+
+    def _enter_one(self, top: Path, real: str) -> list[Path]:
+        """Take the files of a folder; returns the folders in it that are to be entered, by name."""
+        # One level at a time: before Python 3.12 `os.walk` calls itself for each, which ends at a depth of 1000.
+        for folder, folders, names in islice(os.walk(top, onerror=self._refuse), 1):
+            if self._is_new(folder):
                 try:
-                    folders[:] = sorted(name for name in folders if self._is_wanted(Path(folder, name), True, real))
-                    self._take_of_folder([Path(folder, name) for name in sorted(names)], real)
+                    wanted = [path for path in _in_order(folder, folders) if self._is_wanted(path, True, real)]
+                    self._take_of_folder(_in_order(folder, names), real)
+                    return wanted
                 except UserError as error:
-                    self.unreadable.append(Unreadable(Path(folder), str(error)))
-                    folders.clear()
-                starts += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
+                    self.unreadable.append(Unreadable(top, str(error)))
+        return []
 
     def take(self, path: Path, modality: str) -> None:
         """Take a file, or note why it cannot be read."""
@@ -154,6 +163,10 @@ class _Walk:
 
     def _refuse(self, error: OSError) -> None:
         self.unreadable.append(Unreadable(Path(error.filename), error.strerror or "cannot be read"))
+
+
+def _in_order(folder: str, names: Iterable[str]) -> list[Path]:
+    return [Path(folder, name) for name in sorted(names)]
 
 
 def _why_not(path: Path) -> str:
@@ -254,7 +267,7 @@ def _patterns_in(folder: Path) -> Globs | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not os.access(folder, os.X_OK):  # nothing in it can be read
+        if error.errno == errno.ENAMETOOLONG or not os.access(folder, os.X_OK):  # no path leads to it
             return None
         raise UserError(f"cannot be read ({error.strerror or error})", where=NAME) from error
     if len(text) > MAX_CHARS:

@@ -240,3 +240,23 @@ def test_folder_whose_file_cannot_be_used_is_named_and_left_out(patterned, write
     ((folder, reason),) = unreadable
     assert folder == patterned / "sub"
     assert re.search(rf"^\.onepeaceignore: .*{words}", reason)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("x", 1100), ("a name of 24 characters", 180)])
+def test_nested_folders_are_entered_as_far_as_the_system_has_paths_for_them(tree, name, depth):
+    """More folders, each in the one before, than Python calls itself; or a longer path than the system takes."""
+    folder = os.open(tree, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("last.txt", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    try:
+        files, unreadable = walk([tree], SUFFIXES, None if name == "x" else Ignore(tree))
+    finally:
+        subprocess.run(["rm", "-r", tree], check=True)  # pytest would call itself for each of them too
+
+    assert len(files) == (5 if name == "x" else 4)
+    assert [problem.reason for problem in unreadable] == ([] if name == "x" else ["File name too long"])
