@@ -12,13 +12,13 @@ busy, one of them has to wait for its core in every operator, while the cores of
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +150,36 @@ def one_blas_thread() -> Iterator[None]:
     # The limit is global: concurrent users would restore each other's.
     with _LIMITING_BLAS, _blas().limit(limits=1):
         yield
+
+
+class Computed:
+    """Values by key, each computed once: by the thread that first asks for it, while others that ask wait for it.
+
+    Args:
+        most: number of values that are kept, those asked for last; None = all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+
+    def get(self, key: Hashable, compute: Callable[[], Result]) -> Result:
+        """The value of a key; an exception of ``compute`` is raised in all threads that wait, and not kept."""
+        with self._lock:
+            known = self._futures.pop(key, None)
+            future: Future[Result] = known or Future()
+            self._futures[key] = future
+            if self._most is not None and len(self._futures) > self._most:
+                self._futures.popitem(last=False)
+        if known is None:
+            try:
+                future.set_result(compute())
+            except BaseException as error:
+                with self._lock:
+                    self._futures.pop(key, None)
+                future.set_exception(error)
+        return future.result()
 
 
 def describe_threads() -> str:

@@ -70,24 +70,24 @@ def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
-def at_top(tree: ast.Module) -> Iterator[ast.AST]:
-    """The nodes that run when a module is imported: functions' bodies and `if TYPE_CHECKING` left out."""
+def that_run(tree: ast.Module, *, top: bool) -> Iterator[ast.AST]:
+    """The nodes that run at some time, `if TYPE_CHECKING` left out; `top`: when the module is imported, functions'
+    bodies left out."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             waiting += node.orelse
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif not (top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
             waiting += ast.iter_child_nodes(node)
 
 
 @cache
 def imports(file: Path, *, top: bool = False) -> frozenset[str]:
-    """Full names of what a file imports; `top`: only what its own import causes."""
-    nodes = at_top(tree_of(file)) if top else ast.walk(tree_of(file))
+    """Full names of what a file imports, not for types alone; `top`: only what its own import causes."""
     names = set()
-    for node in nodes:
+    for node in that_run(tree_of(file), top=top):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -32,12 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     need("mcp", "mcp")
     from onepeace.index import Index
-    from onepeace.index.verify import check_model
     from onepeace.serve.mcp import run as serve
 
     with Index.open(args.index, model=args.model, device=args.device) as index:
-        if args.model is not None:
-            check_model(index.store, args.model)  # now instead of with the first query
         if sys.stdin is not None and sys.stdin.isatty():
             files.say(f"{files.counted(len(index), 'file')}; waiting for an MCP client on stdin; press Ctrl-C to stop")
         return serve(index, args.generator, thumbnails=args.thumbnails)

@@ -195,16 +195,13 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed, or
     all that failed if it has no others."""
     from onepeace.index import Index
-    from onepeace.index.verify import check_model
 
     opening = {"model": args.model, "device": args.device}
     with ExitStack() as stack:
         folder, report = _updated(args, stack, opening)
-        index = stack.enter_context(Index.open(folder, **opening))
-        if args.model is not None:
-            check_model(index.store, args.model)  # now instead of once torch is loaded
         if report is not None and report.embedder is not None:
-            index.embedder = report.embedder
+            opening["model"] = report.embedder
+        index = stack.enter_context(Index.open(folder, **opening))
         problems = report.problems if report is not None else []
         is_empty = not any(True for _ in index.items())  # to count them takes longer
         yield index, index.problems() if is_empty else problems

@@ -111,11 +111,11 @@ def kept() -> dict[Path, dict[str, Any]]:
     stats_by_folder = {}
     for folder in _folders():
         try:
-            with Index.open(folder) as index:
+            with Index.open(folder) as index, index.reading() as state:
                 counts = {}
-                for path in index.roots():
-                    counts[path] = index.store.count(f"problem IS NULL AND {sql_below([path])}")
-                stats_by_folder[folder] = {**index.stats(), "roots": counts}
+                for path in state.roots:
+                    counts[path] = state.store.count(f"problem IS NULL AND {sql_below([path])}")
+                stats_by_folder[folder] = {**state.stats(), "roots": counts}
         except UserError:
             log.warning("of an earlier version, or damaged; delete it: onepeace index remove %s", folder)
     return stats_by_folder

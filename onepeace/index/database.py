@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ LOCAL = "local"
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
-MAX_FILES = 100_000
-"""Number of files above which no parts of words are found."""
 SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -250,7 +247,6 @@ class Store:
         try:
             if self._num_readers == 1:
                 self.meta = self._known()
-                self.__dict__.pop("vocabulary", None)
             yield
         finally:
             self._num_readers -= 1
@@ -411,17 +407,6 @@ class Store:
             return spans, np.frombuffer(content, VECTOR).reshape(len(rows), self.embed_dim)
         except (ValueError, TypeError, IndexError) as error:
             raise Damaged(self.folder, error) from error
-
-    @cached_property
-    def vocabulary(self) -> str:
-        """All words by which files are found that begin with a letter, a line each; "" above `MAX_FILES` files, as it
-        takes about 1 s for a million."""
-        ((last_id,),) = self.select("SELECT max(file) FROM words")
-        if (last_id or 0) > MAX_FILES:
-            return ""
-        self.select("CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5vocab (main, word_index, row)")
-        rows = self.select("SELECT term FROM temp.vocabulary WHERE term >= 'a'")
-        return "\n".join(term for (term,) in rows)
 
     def replace_words(self, file_id: int, words: Words) -> None:
         """Store other texts by whose words a file is found; call it in a transaction."""

@@ -168,8 +168,8 @@ def export(index: Index, target: Path) -> int:
     Raises:
         UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
     """
-    with index.reading():
-        return write_vectors(index.store, index.items(), target)
+    with index.reading() as state:
+        return write_vectors(state.store, state.items(), target)
 
 
 def embed_files(

@@ -235,7 +235,9 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
         UserError: there are fewer files than clusters, or scikit-learn is not installed.
     """
     sklearn = need("sklearn.cluster", "eval")
-    items, vectors = index.means()
+    with index.reading() as state:
+        items, vectors = state.means()
+        words = state.banks.vectors.get("word", np.empty((0, state.embed_dim)))
     default = round(math.sqrt(len(items) / 2))
     number = count or max(2, min(LARGEST_NUMBER, default))
     if number > len(items):
@@ -244,7 +246,6 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     estimator = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH)
     fitted = estimator.fit(centred)
     names_of_words = texts_of("word")
-    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
     groups = []
     for label in np.unique(fitted.labels_):
         rows = np.flatnonzero(fitted.labels_ == label)

@@ -288,7 +288,7 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
     """
     if is_index(folder):
         with closing(Store(folder, write=True)) as store:
-            entries = check_model(store, model)
+            entries = check_model(folder, store.meta, model)
             if model is not None and not is_name(model):
                 lacking = [modality for modality in store.modalities if modality not in model.modalities]
                 if lacking:

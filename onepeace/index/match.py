@@ -38,6 +38,7 @@ from onepeace.index.vectors import read
 from onepeace.progress import status
 
 if TYPE_CHECKING:
+    from onepeace.index.index import Index
     from onepeace.index.query import EncodedPart, QueryVector
 
 LIKELY = 0.95
@@ -279,7 +280,7 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
         raise UserError(f"{one_line(error)}; put the original in its place, or delete it", where=path) from error
 
 
-def calibrate(index: Any) -> Banks:
+def calibrate(index: "Index") -> Banks:
     """The banks of an index's model from generic words and from pictures and sounds of the index (deterministic).
 
     The `Index` is one of generic files of many kinds. ``calibrate(index).to_bytes()`` is the content of the file
@@ -289,8 +290,10 @@ def calibrate(index: Any) -> Banks:
     Raises:
         UserError: the index has too few pictures, or too few sounds.
     """
-    vectors = {name: rows for name, rows in index.banks.vectors.items() if name in TEXTS}
-    items, means = index.means()
+    with index.reading() as state:
+        vectors = {name: rows for name, rows in state.banks.vectors.items() if name in TEXTS}
+        items, means = state.means()
+        model_hash = state.model_hash
     modalities = np.array([item.modality for item in items])
     random = np.random.default_rng(0)
     for modality, share in KEPT.items():
@@ -306,7 +309,7 @@ def calibrate(index: Any) -> Banks:
             vectors[modality] = drawn[np.sort(kept)]
     if vectors.keys() <= TEXTS.keys():
         raise UserError(f"no picture or sound; {FEWEST} generic ones are needed", where=index.folder)
-    return Banks(vectors, index.model_hash)
+    return Banks(vectors, model_hash)
 
 
 def level(matches: NDArray) -> NDArray:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from onepeace.hub.towers.config import names_towers
 from onepeace.index.database import IN_LIST, Store, sql_below
 from onepeace.index.filters import Condition
 from onepeace.index.vectors import Matrix
+
+if TYPE_CHECKING:
+    from onepeace.index.state import State
 
 FIELDS = ("text", "image", "audio", "like", "without", "vector")
 """Fields of a query that have values to search by."""
@@ -75,6 +78,11 @@ class Query:
         if not any(part.weight > 0 for part in parts):
             raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
         object.__setattr__(self, "parts", tuple(parts))
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """The parts that a model encodes, {modality: value} each."""
+        return [{part.field: part.value} for part in self.parts if part.field not in ("like", "vector")]
 
     @property
     def paths(self) -> list[bytes]:
@@ -180,35 +188,27 @@ class QueryVector(NamedTuple):
         return cls(vector, tuple(parts), float(np.linalg.norm(total)) if len(parts) > 1 else 1.0)
 
 
-def encode(query: Query, index: Any) -> QueryVector:
-    """Encode a query by the model of an `Index`, which is loaded only if a part needs it, or by the text branch.
+def vector_of(query: Query, encoded: Iterable[np.ndarray], state: "State") -> QueryVector:
+    """A query as one vector.
+
+    Args:
+        encoded: vectors (E,) of its `Query.inputs`.
 
     Raises:
-        UserError: the query is empty, a part cannot be read, or the parts cancel out.
+        UserError: a file is not in the index, a vector is none, or the parts cancel out.
     """
-    to_encode = [part for part in query.parts if part.field not in ("like", "vector")]
-    vectors = iter(_encoded(to_encode, index))
+    vectors = iter(encoded)
     encoded_parts = []
     for part in query.parts:
         if part.field == "like":
-            encoded_parts += _of_index(os.fspath(part.value), part.weight, index)
+            encoded_parts += _of_index(os.fspath(part.value), part.weight, state)
         elif part.field == "vector":
-            vector = _checked(part.value, index.embed_dim)
+            vector = _checked(part.value, state.embed_dim)
             encoded_parts.append(EncodedPart(bank="sentence", vector=vector, weight=part.weight))
         else:
             bank = bank_of_text(part.value) if part.field == "text" else part.field
             encoded_parts.append(EncodedPart(bank=bank, vector=next(vectors), weight=part.weight))
     return QueryVector.of(encoded_parts)
-
-
-def _encoded(parts: Sequence[QueryPart], index: Any) -> Any:
-    """(n, E): vectors of n texts, pictures or sounds."""
-    if not parts:
-        return ()
-    if all(part.field == "text" for part in parts) and index.text_branch is not None:
-        return np.asarray(index.text_branch.encode([part.value for part in parts]))
-    inputs = [{part.field: part.value} for part in parts]
-    return np.asarray(index.embedder.encode(inputs, progress=False))
 
 
 def uses_text_branch(store: Store) -> bool:
@@ -244,17 +244,17 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
     return _unit(vector, problem)
 
 
-def _of_index(path: str, weight: float, index: Any) -> list[EncodedPart]:
+def _of_index(path: str, weight: float, state: "State") -> list[EncodedPart]:
     """The mean vector of a file; for a video, one of its frames and one of its audio track."""
-    item = index.item(path) or index.item(os.path.abspath(path))
+    item = state.item(path) or state.item(os.path.abspath(path))
     if item is None:
-        raise UsageError(f"not in the index {index.folder}; give it as a picture or sound, or add it first", where=path)
-    matrix = index.matrix
+        raise UsageError(f"not in the index {state.folder}; give it as a picture or sound, or add it first", where=path)
+    matrix = state.matrix
     rows = np.flatnonzero(matrix.file == item.id)
     codes = matrix.modality[rows]
     parts = []
     for code in dict.fromkeys(codes.tolist()):
-        modality = index.modalities[code]
+        modality = state.modalities[code]
         mean = matrix.vectors[rows[codes == code]].mean(axis=0, dtype=np.float64)
         vector = _unit(mean, f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
@@ -321,15 +321,15 @@ def mask_of(
     return everything.only(matrix, rows_of_files(matrix, store.ids(sql, parameters)))
 
 
-def without_files(index: Any, allowed: Allowed, paths: Sequence[bytes]) -> Allowed:
+def without_files(state: "State", allowed: Allowed, paths: Sequence[bytes]) -> Allowed:
     """The rows without those of some files."""
     if not paths:
         return allowed
-    ids = index.store.ids(f"path IN ({', '.join('?' for _ in paths)})", paths)
-    return allowed.only(index.matrix, ~rows_of_files(index.matrix, ids))
+    ids = state.store.ids(f"path IN ({', '.join('?' for _ in paths)})", paths)
+    return allowed.only(state.matrix, ~rows_of_files(state.matrix, ids))
 
 
-def without_other_spaces(index: Any, allowed: Allowed, vector: np.ndarray) -> Allowed:
+def without_other_spaces(state: "State", allowed: Allowed, vector: np.ndarray) -> Allowed:
     """The rows of modalities that have dimensions in common with a query.
 
     In a space joined from those of several models (onepeace/hub/towers), a picture and a sound may have none.
@@ -340,21 +340,21 @@ def without_other_spaces(index: Any, allowed: Allowed, vector: np.ndarray) -> Al
     Raises:
         UserError: there are allowed rows, and none of them can be compared with the query.
     """
-    if vector.all() or not names_towers(index.model):  # there is one space
+    if vector.all() or not names_towers(state.model):  # there is one space
         return allowed
     codes_of_other_spaces = []
-    for code in range(len(index.modalities)):
-        rows = np.flatnonzero(index.matrix.modality == code)
-        some_vectors = index.matrix.vectors[rows[:: len(rows) // LOOKED_AT + 1]]
+    for code in range(len(state.modalities)):
+        rows = np.flatnonzero(state.matrix.modality == code)
+        some_vectors = state.matrix.vectors[rows[:: len(rows) // LOOKED_AT + 1]]
         if some_vectors.any() and not some_vectors[:, vector != 0].any():
             codes_of_other_spaces.append(code)
     if not codes_of_other_spaces:
         return allowed
-    comparable = allowed.only(index.matrix, ~np.isin(index.matrix.modality, codes_of_other_spaces))
+    comparable = allowed.only(state.matrix, ~np.isin(state.matrix.modality, codes_of_other_spaces))
     if allowed.num_files and not comparable.num_files:
-        modalities = " or ".join(index.modalities[code] for code in codes_of_other_spaces)
+        modalities = " or ".join(state.modalities[code] for code in codes_of_other_spaces)
         raise UserError(
-            f"this query has no space in common with {modalities} in the model {index.model}; search by words, "
+            f"this query has no space in common with {modalities} in the model {state.model}; search by words, "
             "which all its parts read"
         )
     return comparable

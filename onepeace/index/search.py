@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from onepeace.index.items import Item, as_text
 from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Scale, level, worth
 from onepeace.index.query import Allowed, QueryVector, SearchOptions, rows_of_files
 from onepeace.index.words import WordSearch
+
+if TYPE_CHECKING:
+    from onepeace.index.state import State
 
 NAMED = "named"
 NOTHING = "nothing relevant found; the nearest are:"
@@ -182,7 +185,7 @@ class Search:
     """One search of an index.
 
     Args:
-        index: an `Index`, in its context `reading`.
+        state: of the index.
         query: the query as a vector.
         words: its words.
         allowed: the rows of the matrix that may be hits.
@@ -191,20 +194,20 @@ class Search:
 
     def __init__(
         self,
-        index: Any,
+        state: "State",
         query: QueryVector,
         words: WordSearch,
         allowed: Allowed,
         options: SearchOptions,
     ) -> None:
-        self.store = index.store
-        self.matrix = index.matrix
-        self.service = index.service
+        self.store = state.store
+        self.matrix = state.matrix
+        self.vector_database = state.vector_database
         self.query = query
         self.words = words
         self.allowed = allowed
         self.options = options
-        self.scale = Scale(index.banks, query)
+        self.scale = Scale(state.banks, query)
         end = options.offset + options.top
         self.num_ordered = end if options.sort == "match" else -(-end // POOL) * POOL
         """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
@@ -261,7 +264,7 @@ class Search:
         parts = []
         has_matches = True
         for has_words, mask in self._masks:
-            nearest = self.matrix.nearest(self.query.vector, count, mask, self.service)
+            nearest = self.matrix.nearest(self.query.vector, count, mask, self.vector_database)
             for modality, (rows, cosines) in nearest.items():
                 z_scores, matches = self.scale.score(modality, cosines)
                 if matches is None:

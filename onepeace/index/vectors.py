@@ -183,12 +183,13 @@ class Matrix:
         columns: `COLUMNS` (n,), of them
         id: (n,) int64, ascending;
         file: (n,) int64: the id of the file of each row;
-        modality: (n,) int8: place in `Store.modalities`.
+        modality: (n,) int8: place in `modalities`, those of the index;
         is_mapped: whether all of them are mapped from the file.
     """
 
     def __init__(self, store: Store) -> None:
-        self.store = store
+        self.folder = store.folder
+        self.modalities = store.modalities
         self.in_files = _Files.of(store)
         path = self.in_files.vectors_in(store.folder)
         self.columns = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
@@ -201,18 +202,18 @@ class Matrix:
             log.warning(LOST, path, update_again(store.folder))
         self.is_mapped = content is not None and self.in_files.state == vectors_state(store)
         if not self.is_mapped:
-            self._read_changes()
+            self._read_changes(store)
         self.id = self.columns["id"]
         self.file = self.columns["file"]
         self.modality = self.columns["modality"]
 
-    def _read_changes(self) -> None:
+    def _read_changes(self, store: Store) -> None:
         """Leave out what has been removed since the file was written, and add what is new."""
         ids = self.columns["id"]
         last = int(ids[-1]) if len(ids) else 0
-        kept_ids = self.store.select("SELECT id FROM vectors WHERE id <= ?", (last,))
+        kept_ids = store.select("SELECT id FROM vectors WHERE id <= ?", (last,))
         kept = np.flatnonzero(np.isin(ids, np.array(kept_ids, np.int64)))
-        added = [*read(self.store, last)]
+        added = [*read(store, last)]
         self.vectors = _Changed(self.vectors, kept, np.concatenate([vectors for _, vectors in added]))
         columns = {}
         for name, column in self.columns.items():
@@ -237,12 +238,12 @@ class Matrix:
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
-        """Rows of each of `Store.modalities`, ascending."""
-        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.modalities))]
+        """Rows of each modality, ascending."""
+        return [np.flatnonzero(self.modality == code) for code in range(len(self.modalities))]
 
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
-        modality = self.store.modalities[self.modality[row]]
+        modality = self.modalities[self.modality[row]]
         return Span(modality, _seconds(self.columns["start"][row]), _seconds(self.columns["end"][row]))
 
     def nearest(
@@ -250,7 +251,7 @@ class Matrix:
         query: np.ndarray,
         count: int,
         allowed: np.ndarray | None = None,
-        service: Any = None,
+        vector_database: Any = None,
     ) -> dict[str, Neighbours]:
         """The rows of each modality that are nearest to a unit vector.
 
@@ -258,11 +259,11 @@ class Matrix:
             query: (E,) float32.
             count: maximum number of rows per modality.
             allowed: (n,) bool; None = all.
-            service: a vector database (see `plugin`), which proposes candidates instead of the lists.
+            vector_database: one (see `plugin`), which proposes candidates instead of the lists.
         """
-        search = _Search(self, query, count, allowed, service)
+        search = _Search(self, query, count, allowed, vector_database)
         neighbours = {}
-        for code, modality in enumerate(self.store.modalities):
+        for code, modality in enumerate(self.modalities):
             best = search.best(code)
             if len(best.rows):
                 neighbours[modality] = best
@@ -270,14 +271,14 @@ class Matrix:
 
     @cached_property
     def lists(self) -> dict[int, Lists]:
-        """Lists by the place of their modality in `Store.modalities`; none if FAISS is not installed."""
+        """Lists by the place of their modality; none if FAISS is not installed."""
         lists: dict[int, Lists] = {}
         if not self.in_files.lists or faiss() is None:  # a small index imports no FAISS
             return lists
-        folder = self.store.folder
+        folder = self.folder
         for modality, file in self.in_files.lists.items():
-            if file.is_intact(folder, self.store.embed_dim):
-                lists[self.store.modalities.index(modality)] = Lists(folder, file)
+            if file.is_intact(folder, self.vectors.shape[1]):
+                lists[self.modalities.index(modality)] = Lists(folder, file)
             elif (folder / file.name).exists():
                 log.warning(LOST, folder / file.name, update_again(folder))
         return lists
@@ -291,11 +292,11 @@ class Matrix:
         """Modalities whose lists would help, and are missing, or of vectors too many of which have changed."""
         if len(self) < LARGE or faiss() is None:
             return []
-        modalities = zip(self.store.modalities, self.rows, strict=True)
+        modalities = zip(self.modalities, self.rows, strict=True)
         return [modality for modality, rows in modalities if len(rows) >= LARGE and self._is_outdated(modality, rows)]
 
     def _is_outdated(self, modality: str, rows: np.ndarray) -> bool:
-        lists = self.lists.get(self.store.modalities.index(modality))
+        lists = self.lists.get(self.modalities.index(modality))
         if lists is None:
             return True
         num_changed = len(rows) + len(lists) - 2 * lists.num_rows(self.id[rows])
@@ -315,7 +316,7 @@ class _Search:
     query: np.ndarray
     count: int
     allowed: np.ndarray | None
-    service: Any
+    vector_database: Any
 
     def best(self, code: int) -> Neighbours:
         """The best rows of a modality, by float64 sums that depend only on the row, so that equal rows have equal
@@ -346,14 +347,14 @@ class _Search:
 
     def _proposed(self, code: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the wanted rows that the vector database or the lists propose; too few if these do not answer."""
-        if self.service is None:
+        if self.vector_database is None:
             lists = self.matrix.lists.get(code)
             if lists is None:
                 return np.empty(0, np.int64)
             is_all = self.allowed is None
             selection = self.matrix.selections[code] if is_all else lists.select(self.matrix.id, wanted)
             return lists.propose(self.query, LISTED * self.count, selection)
-        ids = self.service.candidates(self.query, CANDIDATES * self.count, code)
+        ids = self.vector_database.candidates(self.query, CANDIDATES * self.count, code)
         return np.empty(0, np.int64) if ids is None else np.flatnonzero(wanted & np.isin(self.matrix.id, ids))
 
     def _best_of(self, rows: np.ndarray, cosines: np.ndarray) -> np.ndarray:
@@ -399,7 +400,7 @@ def keep(store: Store) -> None:
     matrix = Matrix(store)
     try:
         if not matrix.is_mapped or matrix.outdated_lists():
-            _write(matrix)
+            _write(store, matrix)
     except OSError as error:
         log.warning("%s: the vectors cannot be copied (%s); searching takes longer", store.folder, one_line(error))
     finally:
@@ -416,13 +417,12 @@ def faults(store: Store) -> Iterator[str]:
             yield f"{file.name} is not what was written"
 
 
-def _write(matrix: Matrix) -> None:
+def _write(store: Store, matrix: Matrix) -> None:
     """Write the derived files, and then their names to the database.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    store = matrix.store
     if len(matrix) >= LARGE and faiss() is None:
         log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
     lists = dict(matrix.in_files.lists)

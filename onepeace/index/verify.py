@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +49,11 @@ def _hash_with_name(name: str, maker_hash: str) -> str:
     return hashlib.blake2b(f"{name}\0{maker_hash}".encode(), digest_size=8).hexdigest()
 
 
-def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
+def check_model(folder: Path, meta: Mapping[str, str], model: Model | None = None) -> dict[str, str]:
     """The `identity` of a model, which must be that of an index.
 
     Args:
+        folder, meta: folder and metadata of the index.
         model: None = the model of the index, by its name.
 
     Raises:
@@ -60,30 +61,29 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
             preprocessing.
     """
     if model is None:
-        model = store.meta["model"]
-        if FOREIGN in store.meta:
-            raise UserError(f"made with an Embedder of your own, {model}; pass it as model=", where=store.folder)
+        model = meta["model"]
+        if FOREIGN in meta:
+            raise UserError(f"made with an Embedder of your own, {model}; pass it as model=", where=folder)
     try:
         entries = identity(model)
     except UserError as error:
-        made_with = f"the index {store.folder} was made with {store.meta['model']}"
+        made_with = f"the index {folder} was made with {meta['model']}"
         raise UserError(f"{error}; {made_with}; if that has another name here, give it with --model") from error
     for key, what in (("model_hash", "model"), ("preprocessing", "preprocessing")):
-        if entries[key] != store.meta[key]:
-            made_with = f"{store.meta['model']} ({store.meta[key]}), not {entries['model']} ({entries[key]})"
+        if entries[key] != meta[key]:
+            made_with = f"{meta['model']} ({meta[key]}), not {entries['model']} ({entries[key]})"
             raise UserError(
                 f"made with another {what}, {made_with}; vectors of both cannot be compared, so leave out --model; or "
-                f"embed all files of the index with this one: {_command_to_move(store, entries)}",
-                where=store.folder,
+                f"embed all files of the index with this one: {_command_to_move(folder, entries)}",
+                where=folder,
             )
     return entries
 
 
-def _command_to_move(store: Store, entries: dict[str, str]) -> str:
-    folder = os.fspath(store.folder)
+def _command_to_move(folder: Path, entries: dict[str, str]) -> str:
     if FOREIGN in entries:
-        return f"build({folder!r}, model=...)"
-    return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(entries['model'])}"
+        return f"build({str(folder)!r}, model=...)"
+    return f"onepeace index build {shlex.quote(str(folder))} --model {shlex.quote(entries['model'])}"
 
 
 @dataclass

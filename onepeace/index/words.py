@@ -17,13 +17,15 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepeace.index.database import Store
 from onepeace.index.items import SEPARATOR, Item, Words, whole_of, without_surrogates
 from onepeace.index.sources import modalities_by_suffix
+
+if TYPE_CHECKING:
+    from onepeace.index.state import State
 
 MAX_WORDS = 8
 """Words of a query above which it is a sentence, which is found by its meaning alone."""
@@ -62,7 +64,7 @@ class WordSearch:
     """The words of a query in an index.
 
     Args:
-        store: open for reading.
+        state: of the index.
         query: its words; "" for none.
         num_files: number of files of the index.
 
@@ -73,8 +75,8 @@ class WordSearch:
         Damaged: the index of words is damaged.
     """
 
-    def __init__(self, store: Store, query: str, num_files: int) -> None:
-        self.store = store
+    def __init__(self, state: "State", query: str, num_files: int) -> None:
+        self.state = state
         self.num_files = num_files
         self.expressions = {word: self._expression(word) for word in words_of_query(query)}
 
@@ -87,7 +89,7 @@ class WordSearch:
         all_words = " AND ".join(f"({expression})" for expression in expressions)
         # As one text, which takes a fifth of the time of as many rows.
         sql = "SELECT group_concat(rowid) FROM word_index WHERE word_index MATCH ?"
-        ((ids,),) = self.store.select(sql, (all_words,))
+        ((ids,),) = self.state.store.select(sql, (all_words,))
         return np.sort(np.fromstring(ids or "", np.int64, sep=","))
 
     @cached_property
@@ -102,7 +104,7 @@ class WordSearch:
         words = defaultdict(list)
         for word, expression in self.expressions.items():
             if expression is not None:
-                for (file_id,) in self.store.select(sql, (expression, ids_as_json)):
+                for (file_id,) in self.state.store.select(sql, (expression, ids_as_json)):
                     words[file_id].append(word)
         return {file_id: tuple(texts) for file_id, texts in words.items()}
 
@@ -115,13 +117,13 @@ class WordSearch:
         expression = _expression_of(word)
         part = _folded(word)
         if not self._finds(expression) and len(part) >= MIN_PART and part.isalnum():
-            wholes = re.findall(f"^.*{part}.*$", self.store.vocabulary, re.MULTILINE)[:MAX_WHOLES]
+            wholes = re.findall(f"^.*{part}.*$", self.state.terms, re.MULTILINE)[:MAX_WHOLES]
             expression = _in_texts(wholes or [word])
         return expression if self._finds(expression) else None
 
     def _finds(self, expression: str) -> bool:
         """Whether an expression finds a file."""
-        return bool(self.store.select("SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT 1", (expression,)))
+        return bool(self.state.store.select("SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT 1", (expression,)))
 
 
 def words_of_query(query: str) -> list[str]:

@@ -8,6 +8,7 @@ vectors are compared in this process. Milvus only proposes candidates, so hits a
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,10 +50,12 @@ class Collection:
         else:
             self._uri = f"http://{server}"
         self._address = address
-        self._store = store
+        self._embed_dim = store.embed_dim
+        self._state = vectors_state(store)
         self._matrix = matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: Any = None
+        self._connecting = threading.Lock()
         self._is_checked = False
         self._is_silent = False
 
@@ -92,7 +95,7 @@ class Collection:
             self._delete(client, np.setdiff1d(stored, self._matrix.id))
             self._upsert(client, np.setdiff1d(self._matrix.id, stored))
             client.flush(self._name)
-            client.alter_collection_properties(self._name, {STATE: vectors_state(self._store)})
+            client.alter_collection_properties(self._name, {STATE: self._state})
 
     def _create(self, client: Any) -> None:
         from pymilvus import DataType
@@ -100,7 +103,7 @@ class Collection:
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("modality", DataType.INT8)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._embed_dim)
         index = client.prepare_index_params()
         # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
         index_type = "FLAT" if self._is_lite else "AUTOINDEX"
@@ -147,7 +150,7 @@ class Collection:
             properties = client.describe_collection(self._name).get("properties") or {}
             (row,) = client.query(self._name, output_fields=["count(*)"], consistency_level="Strong")
             is_complete = row["count(*)"] == len(self._matrix)
-            self._is_checked = is_complete and properties.get(STATE) == vectors_state(self._store)
+            self._is_checked = is_complete and properties.get(STATE) == self._state
         if not self._is_checked:
             raise UserError("the collection is out of date; run onepeace index update", where=self._address)
 
@@ -160,7 +163,8 @@ class Collection:
         for name in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
-            self._client = self._client or MilvusClient(self._uri, timeout=TIMEOUT)
+            with self._connecting:
+                self._client = self._client or MilvusClient(self._uri, timeout=TIMEOUT)
             yield self._client
         except (MilvusException, OSError, ValueError) as error:
             reason = one_line(getattr(error, "message", "") or error)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError, printable
-from onepeace.index import Index
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.items import as_text, name_and_place
+from onepeace.index.state import State
 from onepeace.index.words import plain, quoted, separated
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
@@ -45,7 +45,7 @@ KINDS = ("image", "audio", "text", "video")
 NOT_IN_WORDS = re.compile(r"[\W_]+")
 
 
-def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
+def timeline(state: State, where: str | None = None) -> dict[str, Any]:
     """Numbers of files with vectors by period: {"unit": "year", "periods": [["2023", 12], ...]}, in order of time.
 
     The unit is a year, a month or a day, depending on the time between the first and the last file.
@@ -55,7 +55,7 @@ def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
     """
     passing = _files_that_pass(where)
     dated = f"{passing.sql} AND date IS NOT NULL"
-    ((first, last),) = index.store.select(f"SELECT min(date), max(date) {dated}", passing.params)
+    ((first, last),) = state.store.select(f"SELECT min(date), max(date) {dated}", passing.params)
     if first is None:
         return {"unit": "day", "periods": []}
     if last - first > BY_YEAR:
@@ -65,24 +65,24 @@ def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
     else:
         unit = "day"
     period = "strftime(?, date, 'unixepoch', 'localtime')"
-    rows = index.store.select(
+    rows = state.store.select(
         f"SELECT {period} AS period, count(*) {dated} GROUP BY period ORDER BY period",
         (UNITS[unit], *passing.params),
     )
     return {"unit": unit, "periods": [[period, count] for period, count in rows if period is not None]}
 
 
-def kinds(index: Index, where: str | None = None) -> dict[str, int]:
+def kinds(state: State, where: str | None = None) -> dict[str, int]:
     """Numbers of files with vectors by kind.
 
     Args:
         where: a condition on the files.
     """
     passing = _files_that_pass(where)
-    return dict(index.store.select(f"SELECT modality, count(*) {passing.sql} GROUP BY modality", passing.params))
+    return dict(state.store.select(f"SELECT modality, count(*) {passing.sql} GROUP BY modality", passing.params))
 
 
-def names(index: Index, words: str) -> dict[str, Any]:
+def names(state: State, words: str) -> dict[str, Any]:
     """Files and folders whose names have a text at the start of a word, those that start with it first.
 
     Returns:
@@ -90,7 +90,7 @@ def names(index: Index, words: str) -> dict[str, Any]:
     """
     text = separated(plain(words)).strip()
     expression = f"name : {quoted(text)} *"
-    rows = index.store.select(
+    rows = state.store.select(
         "SELECT path, modality FROM word_index JOIN files ON files.id = word_index.rowid "
         "WHERE word_index MATCH ? AND problem IS NULL LIMIT ?",
         (expression, EXAMINED),
@@ -114,13 +114,13 @@ def names(index: Index, words: str) -> dict[str, Any]:
     return {"files": sorted(files, key=order)[:NAMES], "folders": sorted(named_folders, key=order)[:NAMES]}
 
 
-def values(index: Index) -> dict[str, list[tuple[str, int]]]:
+def values(state: State) -> dict[str, list[tuple[str, int]]]:
     """The most frequent values of the tags of the newest files, by field of conditions.
 
     Returns:
         {"camera": [("X100V", 12), ...], ...}, at most `VALUES` of each field.
     """
-    rows = index.store.select(
+    rows = state.store.select(
         "WITH tagged AS (SELECT tags FROM files WHERE problem IS NULL AND tags != '{}' ORDER BY id DESC LIMIT ?) "
         "SELECT tag.key, value.value, count(*) AS number FROM tagged, json_each(tagged.tags) AS tag, "
         "json_each(iif(tag.type = 'array', tag.value, json_array(tag.value))) AS value "
@@ -134,7 +134,7 @@ def values(index: Index) -> dict[str, list[tuple[str, int]]]:
     return {field: listed for field, listed in by_field.items() if listed}
 
 
-def points(index: Index) -> dict[str, Any]:
+def points(state: State) -> dict[str, Any]:
     """The files as 2-D points, which page/map.js draws.
 
     Returns:
@@ -145,9 +145,9 @@ def points(index: Index) -> dict[str, Any]:
     """
     from onepeace.index.groups import plane
 
-    items, vectors = index.means()
+    items, vectors = state.means()
     if not items:
-        raise UserError("no files in it", where=index.folder)
+        raise UserError("no files in it", where=state.folder)
     modalities = [item.modality for item in items]
     positions = plane(vectors, np.array(modalities)).tolist()
     kinds = [kind for kind in KINDS if kind in modalities]

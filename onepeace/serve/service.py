@@ -1,9 +1,6 @@
 """Service shared by HTTP and MCP: one index with its model and generator, safe for use from many threads."""
 
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,12 @@ from onepeace.extensions import imported
 from onepeace.files.source import NamedBytes
 from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
+from onepeace.index.encoder import Encoder
 from onepeace.index.items import as_text
+from onepeace.index.sources import Root
 from onepeace.serve import browse, media
 from onepeace.serve.requests import Decoder, Limits, Refused
 
-KEPT = 64
-"""Number of results that are kept until the index changes, such as the counts of files that pass some filters."""
 GENERATOR = "onepeace.generative.serving.SharedGenerator"
 """Class of the generative model that a server may have."""
 CHUNK = 16
@@ -27,7 +24,7 @@ CHUNK = 16
 
 
 class Service:
-    """Thread-safe access to an index. Each request sees what other processes have written to the index before.
+    """An index with its model and generator. Each request sees what other processes have written to the index before.
 
     Args:
         index: an open index; the caller closes it.
@@ -39,16 +36,17 @@ class Service:
         self.limits = limits or Limits()
         self.generator: Any = imported(GENERATOR)(generator) if generator else None
         self._index = index
-        self._lock = threading.Lock()  # SQLite and the model serve one thread at a time
-        self.roots = index.roots()
-        """Roots of the index, see `Index.roots`."""
-        self._kept = lru_cache(KEPT)(lambda function, *arguments: function(index, *arguments))
 
     @property
     def model(self) -> str:
         """Name of the model, which changes if the index is moved to another one; so do the following."""
         name = self._index.model
         return public_name(name) if names_towers(name) else Path(name).name
+
+    @property
+    def roots(self) -> dict[str, Root]:
+        """Roots of the index, see `Index.roots`."""
+        return self._index.roots()
 
     @property
     def embed_dim(self) -> int:
@@ -60,8 +58,7 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """File counts by kind, the indexed folders, the model, and its tasks."""
-        with self._current() as index:
-            stats = index.stats()
+        stats = self._index.stats()
         return {
             "files": stats["files"],
             "roots": [as_text(root) for root in stats["roots"]],
@@ -76,47 +73,46 @@ class Service:
 
     def item(self, key: int | str) -> Item:
         """The file with that number or path; Refused (404) if the index has none."""
-        with self._current() as index:
-            item = index.item(key)
+        item = self._index.item(key)
         if item is None:
             raise Refused(404, f"{key}: no such file in the index")
         return item
 
     def search(self, query: Query, **options: Any) -> Results:
         """The files nearest to a query, see `Index.search`."""
-        with self._current() as index:
-            return index.search(query, **options)
+        return self._index.search(query, **options)
 
     def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), where: str | None = None) -> Results:
         """The files of the index that pass the filters, newest first; shown when there is no query."""
-        with self._current() as index:
-            items, count = index.newest(top, offset, with_kinds(where, only))
+        items, count = self._index.newest(top, offset, with_kinds(where, only))
         hits = [unranked(item, rank) for rank, item in enumerate(items, offset + 1)]
         return Results(tuple(hits), count)
 
     def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
         """Numbers of files that pass the filters, by time, see `browse.timeline`; by kind also of the other kinds."""
-        with self._current():
-            return {**self._kept(browse.timeline, with_kinds(where, only)), "kinds": self._kept(browse.kinds, where)}
+        with self._index.reading() as state:
+            by_time = state.remember(browse.timeline, with_kinds(where, only))
+            return {**by_time, "kinds": state.remember(browse.kinds, where)}
 
     def names(self, words: str) -> dict[str, Any]:
         """Files and folders whose names contain a text, see `browse.names`."""
-        with self._current() as index:
-            return browse.names(index, words)
+        with self._index.reading() as state:
+            return browse.names(state, words)
 
     def values(self) -> dict[str, Any]:
         """The most frequent values of the files' tags, see `browse.values`."""
-        with self._current():
-            return self._kept(browse.values)
+        with self._index.reading() as state:
+            return state.remember(browse.values)
 
     def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
-        vectors = []
         items = iter(items)
-        while chunk := list(islice(items, CHUNK)):
-            with self._lock:
-                vectors.append(np.asarray(self._index.embedder.encode(chunk, progress=False)))
-        return np.concatenate(vectors)
+        encoder = self._encoder()
+        return np.concatenate([encoder.encode(chunk) for chunk in iter(lambda: list(islice(items, CHUNK)), [])])
+
+    def _encoder(self) -> Encoder:
+        with self._index.reading() as state:
+            return state.encoder
 
     def classify(
         self, items: Iterable[Mapping[str, object]], labels: Sequence[str], template: str | None = None
@@ -133,9 +129,9 @@ class Service:
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         if not 1 <= len(names) <= self.limits.labels:
             raise Refused(422, f"labels: {len(names)} labels; give 1 to {self.limits.labels}")
-        with self._lock:
-            embedder = self._index.embedder
-            probabilities = np.asarray(embedder.classify(items, names, template=template, progress=False))
+        encoder = self._encoder()
+        with encoder.turn:
+            probabilities = np.asarray(encoder.embedder.classify(items, names, template=template, progress=False))
         results = []
         for row in probabilities:
             order = np.argsort(-row, kind="stable")
@@ -159,17 +155,8 @@ class Service:
 
     def points(self) -> dict[str, Any]:
         """The files as 2-D points, see `browse.points`."""
-        with self._current():
-            return self._kept(browse.points)
-
-    @contextmanager
-    def _current(self) -> Iterator[Index]:
-        """Lock the index for this thread, in its latest state."""
-        with self._lock, self._index.reading() as has_changed:
-            if has_changed:
-                self.roots = self._index.roots()
-                self._kept.cache_clear()
-            yield self._index
+        with self._index.reading() as state:
+            return state.remember(browse.points)
 
 
 def with_kinds(where: str | None, kinds: Sequence[str]) -> str | None:

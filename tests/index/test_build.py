@@ -31,8 +31,8 @@ def test_long_sound_has_a_vector_for_every_window(build, index, model, tmp_path,
 
     (file,) = content(index).values()
     np.testing.assert_allclose(file.vectors, result.windows.vectors.numpy(), atol=1e-5)
-    with Index.open(index) as opened:
-        spans = [opened.matrix.span(row) for row in range(len(opened.matrix))]
+    with Index.open(index) as opened, opened.reading() as state:
+        spans = [state.matrix.span(row) for row in range(len(state.matrix))]
     assert [span.start for span in spans] == result.windows.starts
     assert [span.end for span in spans] == result.windows.ends
 

@@ -52,16 +52,25 @@ def test_index_is_as_a_new_one(build_anew, update, check_as_new, words, index, n
 
 
 def test_open_index_follows(build_anew, words, index, new_model):
-    with Index.open(index) as opened:
+    dimensions = []
+
+    def encode(embedder, inputs):
+        dimensions.append(embedder.embed_dim)
+        return np.asarray(embedder.encode(inputs, progress=False))
+
+    with Index.open(index, encode=encode) as opened:
         scores_before = scores(opened)
         with opened.reading():
             build_anew()
             assert scores(opened) == scores_before
+        assert {*dimensions} == {16}
         description = Service(opened).about()
 
         assert (description["model"], description["embed_dim"]) == (new_model.name, 24)
         assert opened.model == str(new_model)
+        assert opened.embedder.embed_dim == 24
         assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
+        assert dimensions[-1] == 24
 
 
 def test_open_index_with_a_model_of_its_own_does_not_follow(build_anew, index, random_folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from support.indexes import fabricate, item_of, unit
+from support.indexes import fabricate, item_of, put, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, groups
@@ -154,7 +154,7 @@ def themes(tmp_path):
 
 def clusters_of(folder, count=None, banks=None):
     with Index.open(folder) as index:
-        index.banks = Banks(banks or {})
+        put(index, "banks", Banks(banks or {}))
         return clusters(index, count)
 
 

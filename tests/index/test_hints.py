@@ -121,7 +121,8 @@ def test_search_has_hints_on_its_first_page_alone(random_folder, tmp_path, capsy
     (texts / "guitarr.txt").write_text("music")
     build(folder, [texts], model=str(random_folder))
     with Index.open(folder) as index:
-        index._vocabulary = {"volcano": 1}
+        with index.reading() as state:
+            state.encoder._computed.get("vocabulary", lambda: {"volcano": 1})
         results = index.search(Query(text=["volcno", "guitarr"]))
         assert len(results.hints) == 1  # a file is called guitarr
         assert results.suggestion is None

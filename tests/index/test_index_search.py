@@ -5,14 +5,14 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
-from support.indexes import META, modality_of, unit
+from support.indexes import META, modality_of, put, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.database import Store
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Banks
-from onepeace.index.query import encode
+from onepeace.index.query import vector_of
 from onepeace.index.vectors import keep
 
 WIDTH = 8
@@ -67,6 +67,15 @@ def fill(tmp_path):
 def two(fill):
     """An index of two pictures."""
     return fill({"a.jpg": 6, "b.jpg": 45})
+
+
+def banks_over(index, vectors, modalities):
+    """Unrelated queries of an index, scored against its vectors, which are of these modalities."""
+    banks = Banks(vectors)
+    with index.reading() as state:
+        banks.add(state.matrix.vectors, modalities)
+    put(index, "banks", banks)
+    return banks
 
 
 def names(results):
@@ -155,9 +164,8 @@ def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
 
 def test_sort_by_date_leaves_out_unlikely_hits_if_there_are_likely_ones(fill):
     index = fill({"a.jpg": 6, "b.jpg": 18, "c.jpg": 90}, date={"a.jpg": 1.0, "b.jpg": 2.0, "c.jpg": 3.0})
-    index.banks = Banks({"sentence": [at(degrees) for degrees in range(45, 85, 5)]})
-    index.banks.add(index.matrix.vectors, ["image"] * 3)
-    index.banks.best[:] = np.linspace(0.1, 0.9, 8)[:, None]
+    banks = banks_over(index, {"sentence": [at(degrees) for degrees in range(45, 85, 5)]}, ["image"] * 3)
+    banks.best[:] = np.linspace(0.1, 0.9, 8)[:, None]
     far_from_all = Query(vector=np.eye(WIDTH)[2])
 
     assert search(index) == "a.jpg b.jpg c.jpg"
@@ -199,7 +207,8 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
         weights={"like": 2.0},
     )
 
-    encoded = encode(query, index)
+    with index.reading() as state:
+        encoded = vector_of(query, [], state)
 
     np.testing.assert_allclose(encoded.vector, unit(3 * at(0) + 2 * at(90)), atol=1e-6)
     assert [part.bank for part in encoded.parts] == ["image", "image", "sentence"]
@@ -208,9 +217,8 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
 
 def test_copy_of_the_query_has_a_match_of_1(fill):
     index = fill({"a.jpg": 45, "b.jpg": 45})
-    index.banks = Banks({"image": [at(45), at(0)]})
-    index.banks.add(index.matrix.vectors, ["image", "image"])
-    index.banks.best += 1e-3  # unrelated queries that are nearer than the copy itself
+    banks = banks_over(index, {"image": [at(45), at(0)]}, ["image", "image"])
+    banks.best += 1e-3  # unrelated queries that are nearer than the copy itself
 
     results = index.search(Query(like="/p/a.jpg"))
 
@@ -232,8 +240,8 @@ def mixed(fill):
     files = {f"{'ab'[number % 2]}/{number}.{ending}": around(2.5) for number, ending in enumerate(endings)}
     sizes = {name: number for number, name in enumerate(files)}
     index = fill(files, size=sizes)
-    index.banks = Banks({"sentence": np.concatenate([around(1.5) for _ in range(60)])})
-    index.banks.add(index.matrix.vectors, [modality_of(name) for name in files])
+    unrelated = np.concatenate([around(1.5) for _ in range(60)])
+    banks_over(index, {"sentence": unrelated}, [modality_of(name) for name in files])
     return index
 
 

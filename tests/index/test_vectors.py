@@ -287,8 +287,11 @@ def test_new_vectors_are_not_all_that_is_found_far_from_the_query(small_lists, t
     change(folder, apart(10, "far/new", "image", 3, centre=8))
     keep_matrix(folder)
 
+    with closing(Store(folder)) as store:
+        far = store.ids("path >= X'2F666172' AND path < X'2F666173'")
+
     def is_far(matrix):
-        return np.isin(matrix.file, matrix.store.ids("path >= X'2F666172' AND path < X'2F666173'"))
+        return np.isin(matrix.file, far)
 
     query = apart(1, "query", modality, 4, centre=7)[0][1]
     found = nearest(folder, unit(query), 10, is_far)["image"]

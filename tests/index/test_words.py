@@ -11,6 +11,7 @@ from support.indexes import META
 
 from onepeace.index import Index, Query, check
 from onepeace.index.database import DATABASE, Store, connect
+from onepeace.index.encoder import Encoder
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Scale
 from onepeace.index.words import WordSearch, words_in, words_of, words_of_query
@@ -57,9 +58,9 @@ def copy(folder, tmp_path):
 
 def names_with(folder, query):
     """Names of the files that have all words of a query."""
-    with closing(Store(folder)) as store:
-        paths = {item.id: item.path for item in store.items()}
-        ids = WordSearch(store, query, len(paths)).file_ids.tolist()
+    with Index.open(folder) as index, index.reading() as state:
+        paths = {item.id: item.path for item in state.items()}
+        ids = WordSearch(state, query, len(paths)).file_ids.tolist()
     return ", ".join(os.path.basename(paths[id_]) for id_ in ids)
 
 
@@ -129,8 +130,8 @@ def test_cells_in_any_depth_are_words():
 
 
 def test_words_of_each_file(folder):
-    with closing(Store(folder)) as store:
-        search = WordSearch(store, "a dog of Bob in 2024", len(ITEMS))
+    with Index.open(folder) as index, index.reading() as state:
+        search = WordSearch(state, "a dog of Bob in 2024", len(ITEMS))
         assert search.file_ids.tolist() == []
         assert search.words_by_file([1, 2, 3, 5]) == {
             1: ("dog", "2024"),
@@ -180,7 +181,8 @@ def make(tmp_path, monkeypatch):
 
     Pictures at angles from the text are alike, unless they lie towards other dimensions.
     """
-    monkeypatch.setattr(Index, "text_branch", TextBranch())
+    monkeypatch.setattr("onepeace.index.state.uses_text_branch", lambda store: True)
+    monkeypatch.setattr(Encoder, "_text_branch", lambda self: TextBranch())
     with ExitStack() as opened:
 
         def make(paths, captions=(), dates=(), angles=None, towards=1):
@@ -251,7 +253,8 @@ def test_search_by_other_than_texts_has_no_words(opened, query):
 def test_words_are_rare_if_few_files_have_them(make, num_with_word, num_files, are_rare):
     index = make([f"dog{number}" for number in range(num_with_word)] or ["cat"])
 
-    assert WordSearch(index.store, "dog", num_files).are_rare == are_rare
+    with index.reading() as state:
+        assert WordSearch(state, "dog", num_files).are_rare == are_rare
 
 
 class Cosine(Scale):

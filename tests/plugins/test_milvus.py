@@ -5,7 +5,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from support.indexes import add, fabricate, unit
+from support.indexes import add, fabricate, put, unit
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, remove, update, vectors
@@ -56,7 +56,7 @@ def search_all(folder, *, use_milvus):
     hits_by_query = []
     with Index.open(folder) as index:
         if not use_milvus:
-            index.service = None
+            put(index, "vector database", None)
         for vector in QUERIES:
             for conditions in ({}, {"where": "size >= 20", "only": "image"}):
                 hits = index.search(Query(vector=vector), top=TOP, **conditions)
@@ -133,7 +133,8 @@ def test_no_answer_warns_queries_and_fails_sending(tmp_path, monkeypatch, check_
     assert check_hits(folder, warning=NO_SERVER)
 
     with Index.open(folder) as index, pytest.raises(UserError, match=f"^{NO_SERVER}: "):
-        milvus.open_store(NO_SERVER, index.store, index.matrix).send()
+        with index.reading() as state:
+            milvus.open_store(NO_SERVER, state.store, state.matrix).send()
 
 
 @pytest.fixture
@@ -183,4 +184,5 @@ def test_wrong_address_is_refused_and_not_kept(address, error, random_folder, te
 
     with Index.open(index) as opened:
         assert len(opened) == 1
-        assert opened.service is None
+        with opened.reading() as state:
+            assert state.vector_database is None

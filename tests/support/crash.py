@@ -92,7 +92,7 @@ def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maintain, "create_store", create_store)
-        patch.setattr(maintain, "check_model", lambda store, _: store.meta)
+        patch.setattr(maintain, "check_model", lambda folder, meta, _: meta)
         patch.setattr(maintain, "keep_calibration", lambda *_: None)
         patch.setattr(maintain, "identity", identity)
         patch.setattr(embed, "load_model", lambda *_: Embedder())

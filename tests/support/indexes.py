@@ -91,6 +91,12 @@ def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **met
     return folder
 
 
+def put(index: Index, part: str, value: Any) -> None:
+    """Give an open index another part, such as its "banks", until it changes on the disk."""
+    with index.reading() as state:
+        assert state._part(part, lambda: value) is value
+
+
 def counts(report: Report) -> dict[str, int]:
     """How many files were added, changed, ...; without those that are 0."""
     names = ("added", "changed", "copied", "moved", "removed", "unchanged", "known_problems")
