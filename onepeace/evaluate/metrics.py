@@ -10,7 +10,6 @@ so a model that gives every candidate the same score gets a recall of 0 and not 
 counts as the highest, one of a correct candidate as the lowest.
 """
 
-from collections.abc import Sequence
 from math import comb
 from typing import NamedTuple
 
@@ -48,13 +47,12 @@ class Figure(NamedTuple):
         )
 
 
-def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
-    """Rank of the best correct candidate of each query, (N,) integers from 1.
+def best_ranks(scores: Values, correct: Values) -> NDArray[np.int64]:
+    """Rank of the best correct candidate of each query, (N,) integers from 1; scores and 0/1 `correct` are (N, M).
 
-    scores (N, M): row = query; query_ids (N,), candidate_ids (M,): a candidate is correct when the ids are equal.
     A query without any correct candidate gets rank M + 1: a miss at every k.
     """
-    scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
+    scores, correct = _scores_and_correct(scores, correct)
     eligible = correct & ~np.isnan(scores)
     best = np.where(eligible, scores, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
     not_below = ~(scores < best)  # NaN is not below
@@ -68,21 +66,18 @@ def hits(ranks: Values, k: int) -> NDArray[np.int64]:
     return (as_array(ranks) <= k).astype(np.int64)
 
 
-def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
-    """Top-k accuracy for each k of ``at``, given the rank of the right class of each item among all classes."""
-    figures = []
-    for k in at:
-        chance = min(1.0, k / classes)
-        figures.append(Figure.mean_of(f"top-{k} of {classes}", hits(ranks, k), chance))
-    return figures
+def mean_reciprocal_rank(ranks: Values) -> float:
+    """The mean of 1 / rank, which unlike a recall tells all ranks apart."""
+    return float((1 / as_array(ranks)).mean())
 
 
-def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: int) -> NDArray[np.float64]:
-    """Share of correct candidates among the first k of each query (all of them when there are fewer), (N,).
+def precisions_at(scores: Values, correct: Values, k: int) -> NDArray[np.float64]:
+    """Share of correct candidates among the first k of each query (all of them when there are fewer), (N,); scores and
+    0/1 `correct` are (N, M).
 
-    Arguments as in best_ranks. Among equal scores the wrong candidates come first.
+    Among equal scores the wrong candidates come first.
     """
-    scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
+    scores, correct = _scores_and_correct(scores, correct)
     order = np.lexsort((correct, -_without_nan(scores, correct)), axis=1)
     first_correct = np.take_along_axis(correct, order[:, :k], axis=1)
     return first_correct.mean(axis=1)
@@ -94,10 +89,7 @@ def average_precisions(scores: Values, correct: Values) -> NDArray[np.float64]:
 
     Among equal scores the wrong candidates come first. A query without a correct candidate gets 0.
     """
-    scores = as_array(scores)
-    correct = as_array(correct) > 0
-    if scores.shape != correct.shape:
-        raise ValueError(f"scores {scores.shape} and correct {correct.shape} differ in shape")
+    scores, correct = _scores_and_correct(scores, correct)
     scores = _without_nan(scores, correct)
     precisions = np.zeros(len(scores))
     for query in range(len(scores)):
@@ -135,19 +127,16 @@ def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
-def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
-    """Expected recall at k of a random order of the M candidates: mean over queries of 1 - C(M-c, k)/C(M, k).
+def chance_recall(numbers: Values, total: int, k: int) -> float:
+    """Expected recall at k of a random order of `total` candidates; numbers (N,) of correct ones of each query.
 
-    c is the query's number of correct candidates.
+    For c correct ones of M, it is 1 - C(M-c, k) / C(M, k).
     """
-    ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
-    num_correct_by_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    total = int(counts.sum())
     k = min(k, total)
-    num_correct = [num_correct_by_id.get(query_id, 0) for query_id in as_array(query_ids).tolist()]
-    distinct, num_queries = np.unique(num_correct, return_counts=True)
-    misses = [comb(total - number, k) / comb(total, k) for number in distinct.tolist()]
-    return 1 - float(np.average(misses, weights=num_queries))
+    orders = comb(total, k)
+    distinct, num_queries = np.unique(as_array(numbers), return_counts=True)
+    recalls = [(orders - comb(total - number, k)) / orders for number in distinct.tolist()]
+    return float(np.average(recalls, weights=num_queries))
 
 
 def chance_average_precision(numbers: Values, total: int) -> float:
@@ -164,13 +153,6 @@ def chance_average_precision(numbers: Values, total: int) -> float:
     precisions = (1 + (ranks - 1) * other_correct) / ranks
     share_of_queries = numbers_above_0.size / numbers.size
     return float(share_of_queries * precisions.sum() / total)
-
-
-def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
-    """Expected precision at any k of a random order: mean over queries of the share of correct candidates."""
-    query_ids = as_array(query_ids)
-    candidate_ids = as_array(candidate_ids)
-    return float((query_ids[:, None] == candidate_ids[None, :]).mean())
 
 
 def as_array(values: Values) -> NDArray:
@@ -192,10 +174,9 @@ def _without_nan(scores: NDArray, correct: NDArray[np.bool_]) -> NDArray:
     return np.where(np.isnan(scores), replacements, scores)
 
 
-def _scores_and_correct(scores: Values, query_ids: Values, candidate_ids: Values) -> tuple[NDArray, NDArray[np.bool_]]:
+def _scores_and_correct(scores: Values, correct: Values) -> tuple[NDArray, NDArray[np.bool_]]:
     scores = as_array(scores)
-    query_ids = as_array(query_ids)
-    candidate_ids = as_array(candidate_ids)
-    if scores.shape != (len(query_ids), len(candidate_ids)):
-        raise ValueError(f"scores {scores.shape} for {len(query_ids)} queries and {len(candidate_ids)} candidates")
-    return scores, query_ids[:, None] == candidate_ids[None, :]
+    correct = as_array(correct) > 0
+    if scores.shape != correct.shape:
+        raise ValueError(f"scores {scores.shape} and correct {correct.shape} differ in shape")
+    return scores, correct

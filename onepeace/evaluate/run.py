@@ -16,6 +16,7 @@ from onepeace.config import Options, apply_override, build, read_yaml, to_plain
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import hashing
+from onepeace.evaluate.ranking import figures_of
 from onepeace.evaluate.report import ReportRow
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _measure(name: str, protocol: EvaluationProtocol, embedder: Any, root: Path)
     """The rows of one set."""
     start = time.perf_counter()
     with hashing() as digest:
-        figures = protocol.run(embedder, root)
+        figures = figures_of(protocol.run(embedder, root))
     seconds = time.perf_counter() - start
     circumstances = {
         **_options(protocol),

@@ -151,7 +151,7 @@ def _class_errors(after: Answers) -> Table:
     rows: list[Row] = [("file", "is", "called", "confidence")]
     for number in wrong[:ERRORS]:
         called = (after.labels[number], after.predicted[number], f"{after.confidence[number]:.0%}")
-        rows.append((after.queries[number], *called))
+        rows.append((after.names[number], *called))
     return Table(f"{_counted(wrong)}, the most confident first: {after.set}", rows, texts=3)
 
 
@@ -161,8 +161,8 @@ def _search_errors(before: Answers, after: Answers) -> Table:
     wrong.sort(key=lambda number: -after.ranks[number])
     rows: list[Row] = [(after.modality, "place before", "place after")]
     for number in wrong[:ERRORS]:
-        rows.append((after.queries[number], str(before.ranks[number]), str(after.ranks[number])))
-    title = f"{_counted(wrong)}, whose own item is not the first, the worst first: {after.set}, {after.direction}"
+        rows.append((after.names[number], str(before.ranks[number]), str(after.ranks[number])))
+    title = f"{_counted(wrong)}, whose own item is not the first, the worst first: {after.set}, {after.metric_at(1)}"
     return Table(title, rows, texts=1)
 
 

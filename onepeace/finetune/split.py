@@ -25,6 +25,7 @@ from onepeace.datasets.pairs import media
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
 from onepeace.evaluate.protocols.protocol import encode
+from onepeace.evaluate.ranking import FILE, GROUP
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
 from onepeace.finetune.own_data import OwnData, check_enough, media_of, plural
@@ -36,10 +37,6 @@ NEAR_COPY_COSINE = {"image": 0.94, "audio": 0.98}
 """Minimum cosine of two files that are near copies (docs/results/finetune.md)."""
 BLOCK = 1024
 """Files that are compared with all others at once."""
-GROUP = "group"
-"""Target of a sample: the number of its group."""
-FILE = "file"
-"""Target of a sample: the name of its file."""
 
 
 def assign_groups(

@@ -24,7 +24,7 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError, need
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode, results_of
-from onepeace.evaluate.protocols.retrieval import recalls
+from onepeace.evaluate.ranking import Ranking, groups_of, search
 from onepeace.generative.generator import Generator, generator_of
 from onepeace.generative.ptb_tokenizer import ptb_words
 from onepeace.generative.tasks import read_tasks
@@ -183,7 +183,7 @@ class Captions(EvaluationProtocol):
         if self.train is not None and self.train.modality != self.modality:
             raise UserError(f"modality is {self.modality!r}, that of train {self.train.modality!r}; they should agree")
 
-    def run(self, embedder: Any, root: Path) -> list[Figure]:
+    def run(self, embedder: Any, root: Path) -> list[Ranking | Figure]:
         """Measure the captions that a model writes, and the baselines.
 
         Args:
@@ -206,18 +206,22 @@ class Captions(EvaluationProtocol):
         if self.train is not None:
             texts_by_suffix |= _baselines(self.train, root, encoder, vectors)
         guessed = score_captions(_first_captions_of_next(references), references)
-        figures: list[Figure] = []
+        results: list[Ranking | Figure] = []
         for suffix, texts in texts_by_suffix.items():
-            figures += _figures(suffix, score_captions(texts, references), guessed)
+            results += _figures(suffix, score_captions(texts, references), guessed)
             if self.at:
-                figures += self._recalls(suffix, encode(encoder, "text", texts), vectors)
-        return figures
-
-    def _recalls(self, suffix: str, queries: NDArray, candidates: NDArray) -> list[Figure]:
-        """Recalls of items by their captions, whose vectors are both (n, E)."""
-        numbers = range(len(candidates))
-        figures = recalls(f"caption to {self.modality}", queries, candidates, numbers, numbers, self.at)
-        return [figure._replace(metric=f"{figure.metric}{suffix}") for figure in figures]
+                ranking = search(
+                    encode(encoder, "text", texts),
+                    vectors,
+                    [[number] for number in range(len(samples))],
+                    metric=f"caption to {self.modality} R@{{k}}{suffix}",
+                    at=self.at,
+                    modality="text",
+                    groups=groups_of(samples),
+                    names=texts,
+                )
+                results.append(ranking)
+        return results
 
     def _encoder(self, embedder: Any) -> Any:
         if self.encoder is None:

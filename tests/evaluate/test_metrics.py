@@ -1,6 +1,7 @@
 """Figures from scores: ties against the model, few candidates, odd numbers, and agreement with the stored cases."""
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,20 @@ from onepeace.evaluate.metrics import (
     best_ranks,
     box_iou,
     chance_average_precision,
-    chance_precision,
     chance_recall,
     hits,
+    mean_reciprocal_rank,
     precisions_at,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 EXPECTED = json.loads((GOLDEN / "results.json").read_text())
 NAN = np.nan
+examples = settings(deadline=None, derandomize=True, max_examples=60)
 
 
-def recall_at(k, scores, query_ids, candidate_ids):
-    ranks = best_ranks(scores, query_ids, candidate_ids)
-    return hits(ranks, k).mean()
+def recall_at(k, scores, correct):
+    return hits(best_ranks(scores, correct), k).mean()
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
@@ -37,8 +38,10 @@ def test_recall_matches_golden(k):
     case = load_file(GOLDEN / "recall.safetensors")
     scores = case["text"] @ case["image"].T
 
-    to_image = recall_at(k, scores, case["text_ids"], case["image_ids"])
-    to_text = recall_at(k, scores.T, case["image_ids"], case["text_ids"])
+    correct = case["text_ids"][:, None] == case["image_ids"]
+
+    to_image = recall_at(k, scores, correct)
+    to_text = recall_at(k, scores.T, correct.T)
 
     expected = EXPECTED["recall"]
     assert 100 * to_image == pytest.approx(expected[f"img_r{k}"], abs=1e-7)
@@ -72,13 +75,13 @@ def test_iou_matches_golden():
     ],
 )
 def test_ties_count_against_the_model(query_id, rank, precision_at_3, average_precision):
-    candidate_ids = np.array([0, 1, 2, 1])
     scores = np.zeros((1, 4))
+    correct = [np.array([0, 1, 2, 1]) == query_id]
 
-    assert best_ranks(scores, [query_id], candidate_ids) == rank
-    assert precisions_at(scores, [query_id], candidate_ids, 2) == 0
-    assert precisions_at(scores, [query_id], candidate_ids, 3) == pytest.approx(precision_at_3)
-    assert average_precisions(scores, [candidate_ids == query_id]) == pytest.approx(average_precision)
+    assert best_ranks(scores, correct) == rank
+    assert precisions_at(scores, correct, 2) == 0
+    assert precisions_at(scores, correct, 3) == pytest.approx(precision_at_3)
+    assert average_precisions(scores, correct) == pytest.approx(average_precision)
 
 
 @pytest.mark.parametrize(
@@ -91,57 +94,66 @@ def test_ties_count_against_the_model(query_id, rank, precision_at_3, average_pr
 )
 def test_nan_counts_against_the_model(scores):
     """The first of two candidates is right."""
-    assert best_ranks([scores], [0], [0, 1]) == 2
-    assert precisions_at([scores], [0], [0, 1], 1) == 0
+    assert best_ranks([scores], [[1, 0]]) == 2
+    assert precisions_at([scores], [[1, 0]], 1) == 0
     assert average_precisions([scores], [[1, 0]]) == 0.5
 
 
-QUERY_IDS = np.array([0, 0, 1, 2, 9])
-CANDIDATE_IDS = np.array([0, 0, 0, 1, 1, 2, 3, 4])
-CORRECT = QUERY_IDS[:, None] == CANDIDATE_IDS
+@st.composite
+def queries(draw):
+    """Scores (N, M), many of them equal and some NaN, and which candidates are right."""
+    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 6)))
+    scores = draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([0.0, 0.5, 1.0, NAN])))
+    return scores, draw(hnp.arrays(bool, shape))
 
 
-def mean_of_random_scores(figure, *arguments):
-    draws = np.random.default_rng(0).random((2000, *CORRECT.shape))
-    return np.mean([figure(scores, *arguments) for scores in draws])
+def in_order(scores, is_right):
+    """Which candidates are right, from the first to the last; ties and NaN count against the model."""
+    replaced = np.where(np.isnan(scores), np.where(is_right, -np.inf, np.inf), scores)
+    return is_right[worst_order(replaced, is_right)]
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_chance_is_that_of_random_scores(k):
-    recall = mean_of_random_scores(lambda scores: recall_at(k, scores, QUERY_IDS, CANDIDATE_IDS))
-    precision = mean_of_random_scores(precisions_at, QUERY_IDS, CANDIDATE_IDS, k)
+@examples
+@given(queries(), st.integers(1, 8))
+def test_figures_equal_plain_loops(case, k):
+    scores, correct = case
 
-    assert chance_recall(QUERY_IDS, CANDIDATE_IDS, k) == pytest.approx(recall, abs=0.01)
-    assert chance_precision(QUERY_IDS, CANDIDATE_IDS) == pytest.approx(precision, abs=0.01)
+    ranks = best_ranks(scores, correct)
+    precisions = precisions_at(scores, correct, k)
+    average = average_precisions(scores, correct)
+
+    reciprocal_ranks = []
+    for query, is_right in enumerate(map(in_order, scores, correct)):
+        places = 1 + np.flatnonzero(is_right)
+        rank = places[0] if places.size else len(is_right) + 1
+        reciprocal_ranks.append(1 / rank)
+        assert ranks[query] == rank
+        assert hits(ranks, k)[query] == is_right[:k].any() or not places.size
+        assert precisions[query] == pytest.approx(is_right[:k].mean())
+        expected = [(number + 1) / place for number, place in enumerate(places)]
+        assert average[query] == pytest.approx(np.mean(expected) if expected else 0)
+    assert mean_reciprocal_rank(ranks) == pytest.approx(np.mean(reciprocal_ranks))
 
 
-def test_chance_average_precision_is_that_of_random_scores():
-    precision = mean_of_random_scores(average_precisions, CORRECT)
-    num_correct = CORRECT.sum(axis=1)
-
-    assert chance_average_precision(num_correct, total=8) == pytest.approx(precision, abs=0.01)
-
-
-SCORES = hnp.arrays(
-    np.float64,
-    st.tuples(st.integers(1, 5), st.integers(1, 7)),
-    elements=st.sampled_from([0.0, 0.5, 1.0]),
-)
+@st.composite
+def numbers_right(draw):
+    """A number of candidates, and how many of them are right for each query."""
+    total = draw(st.integers(1, 5))
+    return total, draw(st.lists(st.integers(0, total), min_size=1, max_size=4))
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
-@given(SCORES, st.randoms(use_true_random=False))
-def test_ranks_equal_a_plain_loop(scores, random):
-    num_queries, num_candidates = scores.shape
-    query_ids = random.choices(range(3), k=num_queries)
-    candidate_ids = np.array(random.choices(range(3), k=num_candidates))
+@examples
+@given(numbers_right(), st.integers(1, 6))
+def test_chance_is_the_mean_over_all_orders(case, k):
+    total, numbers = case
+    recalls = []
+    precisions = []
+    for number in numbers:
+        scores = np.array(list(permutations(range(total))))
+        correct = np.broadcast_to(np.arange(total) < number, scores.shape)
+        is_hit = hits(best_ranks(scores, correct), k) & (number > 0)  # without a right one, no order has a hit
+        recalls.append(is_hit.mean())
+        precisions.append(average_precisions(scores, correct).mean())
 
-    ranks = best_ranks(scores, query_ids, candidate_ids)
-
-    for query, rank in enumerate(ranks):
-        is_right = candidate_ids == query_ids[query]
-        order = worst_order(scores[query], is_right)
-        expected = len(order) + 1
-        if is_right.any():
-            expected = 1 + is_right[order].argmax()
-        assert rank == expected
+    assert chance_recall(numbers, total, k) == pytest.approx(np.mean(recalls))
+    assert chance_average_precision(np.array(numbers), total) == pytest.approx(np.mean(precisions))

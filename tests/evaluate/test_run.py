@@ -104,7 +104,7 @@ def test_command_prints_a_table(evaluate):
     assert code == 0
     assert columns == "set metric value 95% chance ratio n seconds"
     assert rows[0].startswith("photos text to image R@1 100.0% 100.0%..100.0% 50.0% 2.0 4 ")
-    assert len(rows) == 4 + 4 + 2
+    assert len(rows) == 3 + 2 + 2  # none for R@2 of two pictures, and for R@10 of four drawings and their names
 
 
 def sets_of(lines):

@@ -4,26 +4,24 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from onepeace.data.sample import Sample
 from onepeace.evaluate.intervals import gain_of_groups
-from onepeace.finetune import answers
-from onepeace.finetune.answers import Answers, gains
+from onepeace.finetune.answers import AT, Answers, gains
 from onepeace.finetune.report import _tables
-from onepeace.finetune.split import FILE, GROUP
 
 NAMES = ["cat", "dog", "owl"]
 
 
 def classified(right, predicted, confidence=None, candidates=3):
     return Answers(
-        modalities="image+text",
-        modality="image",
         set="image by head",
-        direction="",
+        metric=f"top-{{k}} of {candidates}",
+        at=AT,
+        modality="image",
         candidates=candidates,
         ranks=[1 + (label != prediction) for label, prediction in zip(right, predicted, strict=True)],
+        right=[1] * len(right),
         groups=list(range(len(right))),
-        queries=[f"{number}.jpg" for number in range(len(right))],
+        names=[f"{number}.jpg" for number in range(len(right))],
         labels=right,
         predicted=predicted,
         confidence=confidence or [0.5] * len(right),
@@ -42,44 +40,21 @@ def test_figures_that_cannot_move_are_left_out():
 
 def test_recalls_of_a_search():
     search = Answers(
-        modalities="image+text",
-        modality="text",
         set="image+text",
-        direction="text to image",
+        metric="text to image R@{k}",
+        at=AT,
+        modality="text",
         candidates=7,
         ranks=[1, 7, 3],
+        right=[1, 1, 1],
         groups=[0, 0, 1],
-        queries=["a", "b", "c"],
+        names=["a", "b", "c"],
     )
     first, fifth = gains([search], [search])
     assert first.metric == "text to image R@1"
     assert first.after.value == 1 / 3
     assert fifth.metric == "text to image R@5"
     assert fifth.after.value == 2 / 3
-
-
-def test_equal_captions_are_one_text_that_all_their_items_have(monkeypatch):
-    samples = []
-    for number, captions in enumerate(["red", "red warm", "blue", "red", "green", "blue"]):
-        first, *_ = captions.split()
-        inputs = {"image": first, "text": captions.split()}
-        samples.append(Sample("", "", inputs, {GROUP: number // 2, FILE: f"{number}.jpg"}))
-    names = ["red", "blue", "green", "warm"]
-
-    def encode(model, modality, items):
-        return np.eye(4)[[names.index(item) for item in items]]
-
-    monkeypatch.setattr(answers, "read_source", lambda *_, **__: samples)
-    monkeypatch.setattr(answers, "encode", encode)
-    texts, images = answers.answers(None, None, ["image+text"], [], {})
-    assert texts.queries == ["red", "warm", "blue", "green"]
-    assert images.queries == [f"{number}.jpg" for number in range(6)]
-    assert texts.candidates == 6
-    assert images.candidates == 4
-    assert images.ranks == [1] * 6
-    assert images.groups == [0, 0, 1, 1, 2, 2]
-    assert texts.ranks == [1, 6, 1, 1]  # "warm" is a miss: nothing has its vector
-    assert len(set(texts.groups)) == 1  # all groups share a text with another
 
 
 def test_intervals_of_few_answers_have_width_and_those_of_gains_are_paired():

@@ -54,11 +54,14 @@ def test_table_becomes_model_answers_and_report(captions_table, finetune, out):
     assert "missing.png" in report
     _, by_picture = read_answers(out / "after.jsonl")
     assert max(by_picture.ranks) > 1
-    for rank, name in zip(by_picture.ranks, by_picture.queries, strict=True):
+    for rank, name in zip(by_picture.ranks, by_picture.names, strict=True):
         assert (f">{name}</td>" in report) == (rank > 1)
     assert "base64" not in report  # neither pictures nor sounds, which may be large
     assert read_summary(out / "data").counts == {"train/image+text": 38, "val/image+text": 10}
-    assert [answer.direction for answer in read_answers(out / "before.jsonl")] == ["text to image", "image to text"]
+    assert [answer.metric_at(1) for answer in read_answers(out / "before.jsonl")] == [
+        "text to image R@1",
+        "image to text R@1",
+    ]
     assert onepeace.load(out / "model").encode_text(["a red square"]).shape == (1, 16)
 
 

@@ -11,21 +11,18 @@ from numpy.typing import NDArray
 
 from onepeace.embed.classify import TEMPLATES, prototypes
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import (
-    Figure,
-    accuracies,
-    average_precisions,
-    chance_average_precision,
-)
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode, ranks_of
+from onepeace.evaluate.metrics import Figure, average_precisions, chance_average_precision
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode
+from onepeace.evaluate.ranking import Ranking, groups_of, names_of, search
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassNames(EvaluationProtocol):
     """The options of a protocol that puts class names into sentences."""
 
-    classes: str | None = None
-    """File below the root: a JSON list of class names, or of objects with a "name". Default: the shards' labels."""
+    classes: tuple[str, ...] | str | None = None
+    """The class names; or a file below the root: a JSON list of them, or of objects with a "name". Default: the shards'
+    labels."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the name or {a} for the name with its article; by default the modality's TEMPLATES."""
 
@@ -41,10 +38,10 @@ class ClassNames(EvaluationProtocol):
         return self.templates or TEMPLATES[self.modality]
 
     def listed_names(self, root: Path) -> list[str] | None:
-        """The names in the file of classes, in the order of their numbers; None without a file."""
-        if not self.classes:
-            return None
-        return read_class_names(root / self.classes)
+        """The names of the classes, in the order of their numbers; None if none are given."""
+        if isinstance(self.classes, str):
+            return read_class_names(root / self.classes)
+        return list(self.classes) if self.classes else None
 
     def class_vectors(self, embedder: Any, names: Sequence[str]) -> NDArray:
         """The prototypes of the classes, (C, E)."""
@@ -85,19 +82,27 @@ class ZeroShot(ClassNames):
         check_at(self.at)
         super().__post_init__()
 
-    def run(self, embedder: Any, root: Path) -> list[Figure]:
+    def run(self, embedder: Any, root: Path) -> list[Ranking]:
         samples = self.read_labelled(root)
-        names = self.listed_names(root) or sorted({sample.label for sample in samples})
+        labels = [sample.label for sample in samples]
+        names = self.listed_names(root) or sorted(set(labels))
         numbers = {name: i for i, name in enumerate(names)}
-        targets = []
         for sample in samples:
             if sample.label not in numbers:
-                raise UserError(f"{sample.key}: label {sample.label!r} is not in {self.classes}", where=sample.source)
-            targets.append(numbers[sample.label])
-        vectors = self.encode(embedder, samples)
-        class_vectors = self.class_vectors(embedder, names)
-        ranks = ranks_of(vectors, class_vectors, targets, range(len(names)))
-        return accuracies(ranks, self.at, len(names))
+                where = self.classes if isinstance(self.classes, str) else "classes"
+                raise UserError(f"{sample.key}: label {sample.label!r} is not in {where}", where=sample.source)
+        ranking = search(
+            self.encode(embedder, samples),
+            self.class_vectors(embedder, names),
+            [[numbers[label]] for label in labels],
+            metric=f"top-{{k}} of {len(names)}",
+            at=self.at,
+            modality=self.modality,
+            groups=groups_of(samples),
+            names=names_of(samples),
+            labels=labels,
+        )
+        return [ranking]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
         raise UserError("a probe needs at least two classes to learn from", where=where)
     classifier = _fitted(train)
     log_probabilities = classifier.predict_log_proba(test.vectors)
-    right = hits(best_ranks(log_probabilities, test.labels, classifier.classes_), 1)
+    right = hits(best_ranks(log_probabilities, test.labels[:, None] == classifier.classes_), 1)
     num_classes = len({*train.labels, *test.labels})
     return Figure.mean_of(
         f"linear probe top-1 of {num_classes}",

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from onepeace.config import Config
 from onepeace.data.sample import Sample
 from onepeace.data.source import read_source
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, as_array, best_ranks
+from onepeace.evaluate.metrics import Figure, as_array
+from onepeace.evaluate.ranking import Ranking
 from onepeace.files.source import read_bytes
-
-BLOCK = 1024
-"""Queries scored at once: bounds the memory of a large test set."""
 
 _reading: ContextVar[Any] = ContextVar("the hash that everything read goes into", default=None)
 
@@ -141,8 +139,8 @@ class EvaluationProtocol(Items, ABC):
         return ()
 
     @abstractmethod
-    def run(self, embedder: Any, root: Path) -> list[Figure]:
-        """Measure an embedder on the shards below ``root``.
+    def run(self, embedder: Any, root: Path) -> "Sequence[Ranking | Figure]":
+        """Measure an embedder on the shards below ``root``: rankings, whose figures are shares of hits, or figures.
 
         Args:
             embedder: has encode_text and encode_<modality>, each of which maps a list (of texts; of encoded file
@@ -160,18 +158,6 @@ def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
     if vectors.ndim != 2 or len(vectors) != len(items):
         raise ValueError(f"encode_{modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
     return vectors
-
-
-def ranks_of(
-    queries: NDArray, candidates: NDArray, query_ids: ArrayLike, candidate_ids: ArrayLike
-) -> NDArray[np.int64]:
-    """`best_ranks` of queries (N, E) among candidates (M, E) by their products, block by block."""
-    query_ids = np.asarray(query_ids)
-    ranks = []
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
-        ranks.append(best_ranks(queries[block] @ candidates.T, query_ids[block], candidate_ids))
-    return np.concatenate(ranks)
 
 
 def check_at(at: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, chance_precision, precisions_at
+from onepeace.evaluate.metrics import Figure, precisions_at
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labelled, check_at
 
 
@@ -75,10 +75,9 @@ def precisions(
     for label, partners in matches.items():  # class by class: few scores at a time, and one set of right candidates
         scores = queries.vectors[queries.labels == label] @ candidates.vectors.T
         is_right = np.isin(candidates.labels, partners)
-        query_ids = np.ones(len(scores), dtype=bool)
-        chances.append(np.full(len(scores), chance_precision(query_ids, is_right)))
+        chances.append(np.full(len(scores), is_right.mean()))
         for k, values in values_by_k.items():
-            values.append(precisions_at(scores, query_ids, is_right, k))
+            values.append(precisions_at(scores, np.broadcast_to(is_right, scores.shape), k))
     chance = float(np.concatenate(chances).mean())
     figures = []
     for k in at:

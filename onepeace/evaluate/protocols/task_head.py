@@ -13,6 +13,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, results_of
 from onepeace.evaluate.protocols.task_metrics import METRICS, Predictions, Results
+from onepeace.evaluate.ranking import Ranking, figures_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class TaskHead(EvaluationProtocol):
     def sides(self) -> tuple[Items, ...]:
         return (self, *map(self.of, self.others))
 
-    def run(self, embedder: Any, root: Path) -> list[Figure]:
+    def run(self, embedder: Any, root: Path) -> list[Ranking | Figure]:
         from onepeace.embed.predict import Predictor
 
         predictor = Predictor(embedder, self.head)
@@ -46,13 +47,14 @@ class TaskHead(EvaluationProtocol):
             targets=[sample.targets[metric.target] for sample in samples],
             labels=labels,
             samples=samples,
+            modality=self.modality,
         )
-        figures = metric.figures(predictions)
-        right = figures[0].per_query
+        results = [*metric.figures(predictions)]
+        right = figures_of(results)[0].per_query
         if self.group is not None and right:
             groups = [sample.targets.get(self.group) for sample in samples]
-            figures.append(_consistency(right, groups))
-        return figures
+            results.append(_consistency(right, groups))
+        return results
 
     def _read_with_target(self, root: Path, target: str) -> list[Sample]:
         samples = self.read(root, *self.others)

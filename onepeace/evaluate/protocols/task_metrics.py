@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, accuracies, box_iou
+from onepeace.evaluate.metrics import Figure, best_ranks, box_iou
 from onepeace.evaluate.protocols.classes import mean_average_precision
 from onepeace.evaluate.protocols.vqa_answers import normalize_answer
+from onepeace.evaluate.ranking import Ranking, correct, groups_of, names_of
 from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
@@ -29,43 +30,57 @@ class Predictions(NamedTuple):
     """Class names of the head; empty if it has none."""
     samples: Sequence[Sample]
     """(n)"""
+    modality: str = ""
+    """Modality that the head reads."""
 
 
-def _accuracy(predictions: Predictions) -> list[Figure]:
-    labels = predictions.labels
-    for target in predictions.targets:
-        if labels and target not in labels:
+def _accuracy(predictions: Predictions) -> list[Ranking]:
+    results, targets, labels, samples, _ = predictions
+    for target in targets:
+        if target not in labels:
             raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
-    ranks = []
-    for result, target in zip(predictions.results, predictions.targets, strict=True):
-        ranked_labels = [entry["label"] for entry in result["labels"]]
-        ranks.append(ranked_labels.index(target) + 1)
-    at = [1]
-    if len(labels) > 5:
-        at.append(5)
-    return accuracies(ranks, at, len(labels))
+    right = [[labels.index(target)] for target in targets]
+    best = [result["labels"][0] for result in results]
+    ranking = Ranking(
+        metric=f"top-{{k}} of {len(labels)}",
+        at=(1, 5),
+        modality=predictions.modality,
+        candidates=len(labels),
+        ranks=best_ranks(_scores(predictions), correct(right, len(labels))).tolist(),
+        right=[1] * len(targets),
+        groups=groups_of(samples),
+        names=names_of(samples),
+        labels=list(targets),
+        predicted=[entry["label"] for entry in best],
+        confidence=[entry["score"] for entry in best],
+    )
+    return [ranking]
+
+
+def _scores(predictions: Predictions) -> NDArray[np.float64]:
+    """The scores of all classes for each sample, (N, C)."""
+    columns = {label: column for column, label in enumerate(predictions.labels)}
+    scores = np.zeros((len(predictions.results), len(columns)))
+    for row, result in zip(scores, predictions.results, strict=True):
+        for entry in result["labels"]:
+            row[columns[entry["label"]]] = entry["score"]
+    return scores
 
 
 def _tags(predictions: Predictions) -> list[Figure]:
-    results, targets, labels, _ = predictions
-    rows = {label: row for row, label in enumerate(labels)}
-    scores = np.zeros((len(labels), len(results)))
-    for column, result in enumerate(results):
-        for entry in result["labels"]:
-            scores[rows[entry["label"]], column] = entry["score"]
-    rows_of_correct = []
-    for label in labels:
-        rows_of_correct.append([label in target for target in targets])
-    correct = np.array(rows_of_correct)
-    if not correct.any():
-        raise UserError(f"not one of {len(targets)} samples has one of the {len(labels)} labels of the head")
-    return [mean_average_precision(scores, correct)]
+    is_right = []
+    for target in predictions.targets:
+        is_right.append([label in target for label in predictions.labels])
+    if not np.any(is_right):
+        num_samples, num_labels = len(predictions.targets), len(predictions.labels)
+        raise UserError(f"not one of {num_samples} samples has one of the {num_labels} labels of the head")
+    return [mean_average_precision(_scores(predictions).T, np.array(is_right).T)]
 
 
 def _answers(predictions: Predictions) -> list[Figure]:
     """VQA accuracy: the score of the answer in the target (released code), or with the answers of ten annotators the
     official one."""
-    results, targets, labels, samples = predictions
+    results, targets, labels, samples, _ = predictions
     scores = []
     for result, target, sample in zip(results, targets, samples, strict=True):
         annotations = sample.targets.get("annotations")
@@ -128,7 +143,7 @@ class Metric:
 
     target: str
     """Name of the target that each sample must have."""
-    figures: Callable[[Predictions], list[Figure]]
+    figures: Callable[[Predictions], Sequence[Ranking | Figure]]
     named: bool = True
     """Whether the results contain class names, which requires labels in the head."""
 
