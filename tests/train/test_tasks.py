@@ -42,8 +42,10 @@ def test_task_is_learned(root, tmp_path):
 
     assert_falls(tmp_path, "loss", factor=0.7)
     protocol = PROTOCOLS["head"](modality="image", shards="squares.tar")
-    figures = {figure.metric: figure.value for figure in protocol.run(onepeace.load(folder), root)}
-    assert 0.7 < figures["top-1 of 8"] <= 1
+    (ranking,) = protocol.run(onepeace.load(folder), root)
+    top_1, *_ = ranking.figures()
+    assert top_1.metric == "top-1 of 8"
+    assert 0.7 < top_1.value <= 1
 
 
 @pytest.mark.parametrize(
