@@ -17,6 +17,7 @@ import numpy as np
 
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
+from onepeace.files.sums import sha256_of
 from onepeace.threads import one_blas_thread
 
 LISTS = 1024
@@ -37,21 +38,29 @@ class ListsFile(NamedTuple):
     size: int
     head: str
     """Digest of what it has before the vectors in it: FAISS reads beyond the end of a file that is cut off, or whose
-    head is damaged; damage elsewhere only costs candidates."""
+    head is damaged; damage elsewhere costs candidates, so it is left to `index check` and `index update` to see."""
+    digest: str
+    """Digest of all of it."""
 
     @classmethod
     def of(cls, path: Path, last: int, embed_dim: int) -> "ListsFile":
         """A file that is there; OSError if it cannot be read."""
-        with open(path, "rb") as file:
-            head = file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))
-            return cls(path.name, last, os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest())
+        return cls(path.name, last, os.path.getsize(path), _digest_of_head(path, embed_dim), sha256_of(path))
 
-    def is_intact(self, folder: Path, embed_dim: int) -> bool:
-        """Whether the file is what was written."""
+    def is_intact(self, folder: Path, embed_dim: int, *, whole: bool = False) -> bool:
+        """Whether the size and the head of the file are what was written, or the ``whole`` of it."""
+        path = folder / self.name
         try:
-            return self.of(folder / self.name, self.last, embed_dim) == self
+            if os.path.getsize(path) != self.size or _digest_of_head(path, embed_dim) != self.head:
+                return False
+            return not whole or sha256_of(path) == self.digest
         except FileNotFoundError:
             return False
+
+
+def _digest_of_head(path: Path, embed_dim: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(LISTS * (4 * embed_dim + 8) + (1 << 12))).hexdigest()
 
 
 @cache
