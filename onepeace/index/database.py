@@ -24,7 +24,7 @@ from onepeace.files.atomic import LOCK, locked, make_folder, sync, write_atomic
 from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 
 DATABASE = "index.sqlite"
-INDEX_FORMAT = "9"
+INDEX_FORMAT = "10"
 """Format version on disk; an index of another version is refused."""
 LOCAL = "local"
 """Value of ``meta["store"]`` if no vector database is used."""
@@ -35,8 +35,9 @@ SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
-LEFTOVERS = ".*.onepeace-????????.tmp*"
-"""Names of what a killed run left of files in an index, and of SQLite's own beside them (`files.atomic.marked`)."""
+UNIQUE = "[0-9a-f]{16}"
+LEFTOVER = re.compile(rf"\.({re.escape(DATABASE)}|vectors-{UNIQUE}\.bin)\.onepeace-[0-9a-f]{{8}}\.(new|tmp).*")
+"""What a killed run left of a file in an index (`files.atomic.marked`), and SQLite's own files beside it."""
 EXTERNAL = re.compile(
     "permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed|no such module"
 )
@@ -47,7 +48,7 @@ SCHEMA = (
     """CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, "offset" INTEGER, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL,
-    caption TEXT, metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT
+    caption TEXT, metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT, digest BLOB NOT NULL
 )""",
     "CREATE INDEX files_hash ON files (hash)",
     """CREATE TABLE vectors (
@@ -73,7 +74,7 @@ END""",
 )
 """Statements that make the tables. `word_index` finds the rows of `words` by their words, and is derived from them."""
 FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
-INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({', '.join('?' * (len(NAMES) + 1))})"  # noqa: S608
+INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}, digest) VALUES ({', '.join('?' * (len(NAMES) + 2))})"  # noqa: S608
 INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
 INSERT_WORDS = "INSERT INTO words VALUES (?, ?, ?, ?, ?)"
 ANY_ENDS = (os.sep, SEPARATOR)
@@ -191,6 +192,15 @@ def write_database(path: Path, meta: dict[str, str]) -> None:
 
 def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
+
+
+def _digest_of_file(item: Item, spans: Iterable[Span], vectors: np.ndarray, text: str) -> bytes:
+    """Digest of what is stored of a file, whether SQLite gives back 2.0 or 2."""
+    values = [*item.to_row(), text]
+    for span in spans:
+        values += [span.modality, span.start, span.end]
+    plain = [float(value) if isinstance(value, (int, float)) else value for value in values]
+    return _digest(repr(plain).encode() + vectors.tobytes())
 
 
 def _insert_blob(connection: sqlite3.Connection, name: str, content: bytes) -> None:
@@ -340,8 +350,10 @@ class Store:
         if not np.isfinite(rows).all():
             raise ValueError(f"{item.path}: vectors that are not finite")
         self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
-        file_id = self.connection.execute(INSERT_FILE, (item.id or None, *item.to_row())).lastrowid
-        self.connection.execute(INSERT_WORDS, (file_id, *(words or Words())))
+        words = words or Words()
+        digest = _digest_of_file(item, spans, rows, words.text)
+        file_id = self.connection.execute(INSERT_FILE, (item.id or None, *item.to_row(), digest)).lastrowid
+        self.connection.execute(INSERT_WORDS, (file_id, *words))
         for span, row in zip(spans, rows, strict=True):
             modality = self.modalities.index(span.modality)
             self.connection.execute(INSERT_VECTOR, (file_id, modality, span.start, span.end, row.tobytes()))
@@ -407,6 +419,20 @@ class Store:
             return spans, np.frombuffer(content, VECTOR).reshape(len(rows), self.embed_dim)
         except (ValueError, TypeError, IndexError) as error:
             raise Damaged(self.folder, error) from error
+
+    def contents_of(self, item: Item) -> tuple[list[Span], np.ndarray, str]:
+        """The spans and vectors of a file (`vectors_of`), and the words in its text; nothing if it is gone.
+
+        Raises:
+            Damaged: they or the item are not what was written.
+        """
+        spans, vectors = self.vectors_of(item.id)
+        text = ""
+        sql = "SELECT text, digest FROM files LEFT JOIN words ON file = files.id WHERE files.id = ?"
+        for text, digest in self.select(sql, (item.id,)):
+            if digest != _digest_of_file(item, spans, vectors, text):
+                raise Damaged(self.folder, f"what it has of {item.path} is not what was written")
+        return spans, vectors, text
 
     def replace_words(self, file_id: int, words: Words) -> None:
         """Store other texts by whose words a file is found; call it in a transaction."""
@@ -484,15 +510,19 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     if not create and not is_index(target):
         raise no_index(target)
     try:
-        is_ours = is_index(target) or (target / LOCK).exists()
-        if not is_ours and os.path.exists(target) and any(target.iterdir()):
+        if os.path.exists(target) and not is_index(target) and not all(map(_is_ours, os.listdir(target))):
             raise UserError("a folder with other files in it, and no index; name a new folder", where=target)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
     with locked(target, patience=0, again=False):
-        for leftover in target.glob(LEFTOVERS):
-            leftover.unlink(missing_ok=True)
+        for name in filter(LEFTOVER.fullmatch, os.listdir(target)):
+            (target / name).unlink(missing_ok=True)
         yield target
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a killed run may have left a file of this name in a folder that has no database yet, or no longer."""
+    return name in (LOCK, *(DATABASE + ending for ending in SIDE_FILES)) or LEFTOVER.fullmatch(name) is not None
 
 
 def sql_below(paths: Iterable[str]) -> str:

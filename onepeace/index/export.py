@@ -81,7 +81,7 @@ def write_vectors(store: Store, items: Iterable[Item], target: Path) -> int:
 def _rows(store: Store, items: Iterable[Item]) -> Iterator[Row]:
     for item in items:
         fields = _fields_of(item)
-        for span, vector in zip(*store.vectors_of(item.id), strict=True):
+        for span, vector in zip(*store.contents_of(item)[:2], strict=True):
             yield {**fields, **vars(span), "vector": vector}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 DEFAULT_MODEL = "tiny"
-NEXT = "next"
+NEXT = ".next.onepeace"
 """Folder inside an index with the index of the same files by another model, until that is complete."""
 
 
@@ -329,10 +329,10 @@ def create_store(folder: Path, model: Model) -> Store:
 def _delete_index(folder: Path) -> None:
     """Delete an index except its lock, which is held."""
     with suppress(OSError):  # it was moved meanwhile
-        for ending in ("", *SIDE_FILES):
-            Path(f"{folder / DATABASE}{ending}").unlink(missing_ok=True)
         remove_derived(folder)
         shutil.rmtree(folder / NEXT, ignore_errors=True)
+        for ending in ("", *SIDE_FILES):  # last: without it, no other file is known to be ours
+            Path(f"{folder / DATABASE}{ending}").unlink(missing_ok=True)
 
 
 def unmounted(store: Store, roots: Iterable[Root], scanned: Scan) -> list[Unreadable]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from onepeace.errors import MissingPackage, UserError
 from onepeace.files.walk import Unreadable
-from onepeace.index.database import Store
+from onepeace.index.database import Damaged, Store
 from onepeace.index.items import Item, Span, Words, is_table, whole_of, without_surrogates
 from onepeace.index.sources import known_roots
 from onepeace.index.words import words_of
@@ -89,8 +89,12 @@ class Known(NamedTuple):
 
 
 def known(store: Store, item: Item) -> Known:
-    """A file of an index with its vectors, none if it is gone, and its text."""
-    return Known(item, *store.vectors_of(item.id), store.words(item.id).text)
+    """A file of an index with its vectors, none if it is gone, and its text.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    return Known(item, *store.contents_of(item))
 
 
 class Recorder:
@@ -154,10 +158,11 @@ class Recorder:
 
     def _elsewhere(self, condition: str, parameters: Sequence[Any]) -> Known | None:
         for store in self._others:
-            for item in store.items(f"problem IS NULL AND {condition}", parameters):
-                found = known(store, item)
-                if found.spans:  # else it was removed just now
-                    return found
+            with suppress(Damaged):  # or it was written again just now
+                for item in store.items(f"problem IS NULL AND {condition}", parameters):
+                    found = known(store, item)
+                    if found.spans:  # else it was removed just now
+                        return found
         return None
 
     @cached_property

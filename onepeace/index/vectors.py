@@ -13,6 +13,7 @@ them from the database.
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ import numpy as np
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync
 from onepeace.files.derived import read_derived, write_derived
-from onepeace.index.database import VECTOR, Damaged, Store, update_again
+from onepeace.index.database import UNIQUE, VECTOR, Damaged, Store, update_again
 from onepeace.index.items import Span
 from onepeace.index.lists import Lists, ListsFile, Selection, faiss, write_lists
 from onepeace.threads import one_blas_thread
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 COLUMNS = {"id": "<i8", "file": "<i8", "start": "<f8", "end": "<f8", "modality": "i1"}
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
 its modality in `Store.modalities`."""
+DERIVED_NAME = re.compile(rf"vectors-{UNIQUE}\.bin|lists-{UNIQUE}\.faiss")
 DERIVED = "vector_files"
 """Entry of the metadata with the derived files, `_Files`."""
 VERIFIED = 1 << 23
@@ -97,7 +99,7 @@ def read(store: Store, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
 
 def derived(folder: Path) -> list[Path]:
     """The files of an index that are derived from the vectors in its database."""
-    return sorted([*folder.glob("vectors-*.bin"), *folder.glob("lists-*.faiss")])
+    return sorted(path for path in folder.iterdir() if DERIVED_NAME.fullmatch(path.name))
 
 
 def remove_derived(folder: Path, but: Collection[str] = ()) -> None:
@@ -413,7 +415,7 @@ def faults(store: Store) -> Iterator[str]:
     if files.token and read_derived(files.vectors_in(store.folder), files.token) is None:
         yield f"{files.vectors_in(store.folder).name} is not what was written"
     for file in files.lists.values():
-        if not file.is_intact(store.folder, store.embed_dim):
+        if not file.is_intact(store.folder, store.embed_dim, whole=True):
             yield f"{file.name} is not what was written"
 
 
@@ -436,18 +438,3 @@ def _write(store: Store, matrix: Matrix) -> None:
     sync(store.folder)
     with store.transaction():
         store.meta[DERIVED] = json.dumps(asdict(files))
-
-
-def is_as_stored(store: Store) -> bool:
-    """Whether the matrix has what the database has; reads all."""
-    matrix = Matrix(store)
-    start = 0
-    for rows, vectors in read(store):
-        block = slice(start, start + len(rows))
-        for name, column in matrix.columns.items():
-            if not np.array_equal(column[block], rows[name], equal_nan=name in ("start", "end")):
-                return False
-        if vectors.tobytes() != matrix.vectors[block].tobytes():
-            return False
-        start += len(rows)
-    return start == len(matrix)

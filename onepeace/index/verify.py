@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
 from onepeace.index.database import Damaged, Store, build_again, failing, update_again
-from onepeace.index.vectors import faults, is_as_stored
+from onepeace.index.vectors import faults
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -110,7 +110,8 @@ class CheckReport:
 
 
 def check(folder: str | os.PathLike[str]) -> CheckReport:
-    """Look for damage in an index: pages, tables, counts, and vectors that differ from those in derived files.
+    """Look for damage in an index: pages, tables, counts, and files, vectors and derived files that are not what was
+    written.
 
     Raises:
         UserError: there is no index, it has another format, or it cannot be read.
@@ -120,8 +121,6 @@ def check(folder: str | os.PathLike[str]) -> CheckReport:
         with closing(Store(report.folder)) as store, store.snapshot(), failing(report.folder, "read"):
             report.damaged = list(dict.fromkeys(_faults(store)))  # SQLite may report one twice
             report.lost = list(faults(store))
-            if not report.lost and not is_as_stored(store):
-                report.damaged.append("the copy of the vectors is not what the database has")
             report.files = store.count("problem IS NULL")
     except Damaged as error:
         report.damaged.append(error.damage)
@@ -139,5 +138,10 @@ def _faults(store: Store) -> Iterator[str]:
     number = store.count(INCOMPLETE)
     if number:
         yield f"files without their vectors or words: {number}"
+    for item in store.items():
+        try:
+            store.contents_of(item)
+        except Damaged as error:
+            yield error.damage
     for (name,) in store.select("SELECT name FROM blobs"):
         store.blob(name)

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.crash import answers, prepare, run
+from support.crash import answers, prepare, run, state, without_model, write_texts
 from support.indexes import add, fabricate
 
 from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.index import check
+from onepeace.index import check, maintain
 from onepeace.index.database import DATABASE, PAGE, SIDE_FILES, Damaged, Store, failing
 from onepeace.index.items import Item
 from onepeace.index.vectors import derived
@@ -108,6 +108,34 @@ def test_vectors_without_their_file(index):
     assert not check(index).ok
     with pytest.raises(UserError, match="is missing"):
         answers(index)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE vectors SET vector = zeroblob(length(vector)) WHERE file = 3",
+        'UPDATE vectors SET "end" = 99 WHERE file = 3',
+        "UPDATE words SET text = 'other' WHERE file = 3",
+        "UPDATE files SET date = 0 WHERE id = 3",
+    ],
+)
+def test_what_is_not_as_it_was_written_is_taken_nowhere(tmp_path, change):
+    files = write_texts(tmp_path / "files", 8)
+    index = tmp_path / "index"
+    run("build", index, files)
+    with closing(sqlite3.connect(index / DATABASE)) as connection, connection:
+        assert connection.execute(change).rowcount > 0
+    (damage,) = [line for line in check(index).damaged if "002.txt" in line]
+
+    with without_model():
+        report = maintain.build(tmp_path / "other", [files], reuse=[index], progress=False)
+    run("build", tmp_path / "new", files)
+    assert (report.copied, report.added) == (6, 1)
+    assert state(tmp_path / "other") == state(tmp_path / "new")
+
+    shutil.copy(files / "002.txt", files / "copy.txt")
+    with pytest.raises(Damaged, match=damage):
+        run("update", index, files)
 
 
 @pytest.mark.parametrize("wrong", [("--model", "typo"), ("--device", "typo"), ()], ids=["model", "device", "path"])

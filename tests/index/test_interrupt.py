@@ -8,6 +8,9 @@ from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.record import Recorder
 
+OF_OTHERS = ["vectors-old.bin", "lists-of-words.faiss", ".notes.tmp", ".last.pt.onepeace-0123abcd.tmp"]
+"""Names that are like those of an index."""
+
 
 def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samples, monkeypatch):
     write_good(tmp_path / "files", samples, 20)
@@ -67,10 +70,31 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, words, monk
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(build, update, words, index):
     build(words)
-    names = [".vectors-1.bin.onepeace-0123abcd.tmp", ".index.sqlite.onepeace-0123abcd.tmp-journal", ".notes.tmp"]
-    for name in names:
+    unique = "0123456789abcdef"
+    ours = [
+        *(f".vectors-{unique}.bin.onepeace-0123abcd.tmp", ".index.sqlite.onepeace-0123abcd.tmp-journal"),
+        *(f"vectors-{unique}.bin", f"lists-{unique}.faiss"),
+    ]
+    for name in (*ours, *OF_OTHERS):
         (index / name).write_text("left")
 
     update()
 
-    assert [(index / name).exists() for name in names] == [False, False, True]
+    assert not any((index / name).exists() for name in ours)
+    assert all((index / name).exists() for name in OF_OTHERS)
+
+
+@pytest.mark.parametrize("name", [*OF_OTHERS, "next"])
+def test_folder_of_others_with_a_lock_is_no_index(build, words, index, tmp_path, name):
+    """As a training run leaves in its folder: nothing in it is removed."""
+    (tmp_path / "empty").mkdir()
+    index.mkdir()
+    for path in (index / ".lock", index / name / "last.pt" if name == "next" else index / name):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    before = sorted(index.rglob("*"))
+
+    for folder in (words, tmp_path / "empty"):
+        with pytest.raises(UserError):
+            build(folder)
+        assert sorted(index.rglob("*")) == before

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from support.indexes import add, fabricate, unit
 
-from onepeace.files import derived as derived_files
 from onepeace.index import check, lists, vectors
 from onepeace.index.database import DATABASE, Store
 from onepeace.index.items import Item
@@ -174,20 +173,19 @@ def test_damaged_file_is_seen_by_check_and_written_again_by_update(index, monkey
     assert caplog.messages == [f"{index}: {path.name} is not what was written; it is written again"]
 
 
-def test_vectors_that_the_database_lacks_are_seen_by_check(index):
+def test_vectors_that_differ_from_what_was_written_are_seen_by_check(index):
     with closing(Store(index, write=True)) as store, store.transaction():
         store.connection.execute("UPDATE vectors SET modality = 1 - modality WHERE id = 7")
 
-    assert check(index).damaged == ["the copy of the vectors is not what the database has"]
+    assert check(index).damaged == ["what it has of /0/6 is not what was written"]
 
 
 def test_large_matrix_is_not_read_when_it_is_opened(index, monkeypatch):
     monkeypatch.setattr(vectors, "VERIFIED", 0)
-    monkeypatch.setattr(derived_files, "_is_intact", None)
+    (path,) = derived(index)
+    path.write_bytes(flipped(path.read_bytes()))
 
-    with closing(Store(index)) as store:
-        matrix = Matrix(store)
-        assert matrix.is_mapped
+    assert is_mapped(index)
 
 
 def test_changed_rows_are_read_as_those_of_one_array():
@@ -328,6 +326,16 @@ def test_damaged_lists_are_not_used_until_update_writes_them_again(large, damage
     keep_matrix(large)
     assert num_listed(large) == (3000, 3000)
     assert check(large).ok
+
+
+def test_damage_anywhere_in_the_lists_is_seen_by_check(large):
+    path = next(large.glob("lists-*"))
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+    assert num_listed(large) == (3000, 3000)  # they only propose
+    assert check(large).lost == [f"{path.name} is not what was written"]
 
 
 def test_update_makes_lists_once_faiss_is_installed(large, monkeypatch):
