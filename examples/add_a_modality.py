@@ -67,6 +67,9 @@ class MotionProcessor(Processor):
         steps = torch.tensor([len(sample) for sample in samples])
         return {"readings": nn.utils.rnn.pad_sequence(samples, batch_first=True), "steps": steps}
 
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        return torch.randn(max(1, round(60 * share)), 6, generator=generator)
+
 
 ADAPTERS["motion"] = MotionAdapter
 PROCESSORS["motion"] = MotionProcessor

@@ -16,6 +16,7 @@ from torch import Tensor
 from onepeace.config import build
 from onepeace.config.reader import Count, Probability, Range, Share
 from onepeace.errors import UserError
+from onepeace.processors.image import Box
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
 """Words that would be wrong for a mirrored picture."""
@@ -29,8 +30,6 @@ NOISE_DB = (10.0, 40.0)
 """Range of the signal-to-noise ratio."""
 SILENCE = 1e-3
 """Share of a clip's peak (-60 dB) below which its end counts as silent."""
-BICUBIC = 3
-"""PIL.Image.Resampling.BICUBIC, without importing PIL."""
 
 Magnitude = Annotated[int, Range("from 0 to 30", lambda x: 0 <= x <= 30)]
 """Strength of RandAugment's operations."""
@@ -66,10 +65,6 @@ class Augment:
         return processor.collate(samples)
 
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels."""
-
-
 class Picture(NamedTuple):
     """A cropped picture on its way into a batch."""
 
@@ -100,7 +95,7 @@ class ImageAugment(Augment):
 
     @property
     def moves_pixels(self) -> bool:
-        return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
+        return self.flip or self.rand_augment is not None or self.crops
 
     def load(self, item: Any, processor: Any) -> Any:
         """The encoded picture: `vary` decodes it, as detailed as the crop that it draws needs."""
@@ -115,28 +110,25 @@ class ImageAugment(Augment):
         another: Another,
     ) -> tuple[Any, str]:
         """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
+        if not self.crops:
+            picture = processor.load(item)
+            return self._varied(picture, processor.area(*picture.size), text, processor, rng), text
         width, height = processor.size_in_pixels(item)
-        left, top, right, bottom = self._box(width, height, processor, rng)
+        left, top, right, bottom = self._random_box(processor.area(width, height), width, height, rng)
         picture = processor.load(item, kept=min((right - left) / width, (bottom - top) / height))
         across = picture.width / width  # a large JPEG is decoded smaller than its header says
         down = picture.height / height
         box = (left * across, top * down, right * across, bottom * down)
         return self._varied(picture, box, text, processor, rng), text
 
-    def _box(self, width: int, height: int, processor: Any, rng: np.random.Generator) -> Box:
-        """The part of a picture that is kept: a random crop, or without crops the part that `processor` keeps."""
-        if self.crop_scale != (1.0, 1.0):
-            return self._random_box(width, height, rng)
-        if processor.resize != "crop":
-            return 0.0, 0.0, width, height
-        scale = min(width / processor.width, height / processor.height)
-        left = (width - scale * processor.width) / 2
-        top = (height - scale * processor.height) / 2
-        return left, top, width - left, height - top
+    @property
+    def crops(self) -> bool:
+        """Whether a part of the picture is drawn, and not just what the model sees without training."""
+        return self.crop_scale != (1.0, 1.0)
 
     def _varied(self, picture: Any, box: Box, text: str, processor: Any, rng: np.random.Generator) -> Picture:
         """A part of a decoded picture in the model's size, randomly changed and mirrored."""
-        picture = picture.resize((processor.width, processor.height), BICUBIC, box=box)
+        picture = processor.resized(picture, box)
         if self.rand_augment is not None:
             picture = self._rand_augment(picture, rng)
         if self.blur and rng.random() < self.blur:
@@ -150,15 +142,19 @@ class ImageAugment(Augment):
         factors = rng.uniform(1 - self.color, 1 + self.color, 3)
         return Picture(pixels, factors)
 
-    def _random_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """A crop of random area and shape."""
-        area = width * height * rng.uniform(*self.crop_scale)
+    def _random_box(self, seen: Box, width: int, height: int, rng: np.random.Generator) -> Box:
+        """A crop of random area and shape from a picture and from the margins that the model sees around it."""
+        first_left = min(0.0, seen[0])
+        first_top = min(0.0, seen[1])
+        whole_width = max(width, seen[2]) - first_left
+        whole_height = max(height, seen[3]) - first_top
+        area = whole_width * whole_height * rng.uniform(*self.crop_scale)
         log_ratio = rng.uniform(*np.log(RATIOS))
         ratio = math.exp(log_ratio)
-        crop_width = min(math.sqrt(area * ratio), width)
-        crop_height = min(math.sqrt(area / ratio), height)
-        left = rng.uniform(0, width - crop_width)
-        top = rng.uniform(0, height - crop_height)
+        crop_width = min(math.sqrt(area * ratio), whole_width)
+        crop_height = min(math.sqrt(area / ratio), whole_height)
+        left = first_left + rng.uniform(0, whole_width - crop_width)
+        top = first_top + rng.uniform(0, whole_height - crop_height)
         return left, top, left + crop_width, top + crop_height
 
     def _rand_augment(self, picture: Any, rng: np.random.Generator) -> Any:
@@ -213,8 +209,9 @@ class VideoAugment(ImageAugment):
         pictures: list[Picture] = []
         for frame in frames:
             frame_rng = np.random.default_rng(seed)  # every frame sees the same random numbers
-            width, height = frame.size
-            box = self._box(width, height, processor, frame_rng)
+            box = processor.area(*frame.size)
+            if self.crops:
+                box = self._random_box(box, frame.width, frame.height, frame_rng)
             pictures.append(self._varied(frame, box, text, processor, frame_rng))
         return tuple(pictures), text
 

@@ -7,7 +7,6 @@ patches is scaled to a multiple of the model's input size. docs/results/log.md c
 
 import math
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,7 +46,8 @@ class Explanation:
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """The part (x0, y0, x1, y1) of a picture that the grid covers, from 0 to 1; not all of it if the model crops."""
+    """The part (x0, y0, x1, y1) of a picture that the grid covers: (0, 0, 1, 1) is all of it, less if the model crops,
+    and more if it adds margins."""
 
     @property
     def peak(self) -> tuple[float, ...]:
@@ -61,11 +61,12 @@ class Explanation:
         scale = max(1, round(FINE / max(self.values.shape)))
         fine = F.interpolate(self.values[None, None], scale_factor=scale, mode="bicubic")[0, 0]
         rows, columns = fine.shape
-        row, column = divmod(int(fine.argmax()), columns)
         x0, y0, x1, y1 = self.area
-        x = x0 + (x1 - x0) * (column + 0.5) / columns
-        y = y0 + (y1 - y0) * (row + 0.5) / rows
-        return (x, y)
+        x = x0 + (x1 - x0) * (torch.arange(columns) + 0.5) / columns
+        y = y0 + (y1 - y0) * (torch.arange(rows) + 0.5) / rows
+        is_margin = ((y < 0) | (y > 1))[:, None] | (x < 0) | (x > 1)
+        row, column = divmod(int(fine.masked_fill(is_margin, -torch.inf).argmax()), columns)
+        return (float(x[column]), float(y[row]))
 
 
 class Tokens(NamedTuple):
@@ -150,9 +151,7 @@ def _enlarged(embedder: LoadedModel, modality: str, value: object, inputs: dict[
     rows_and_columns, _ = embedder.encoder.adapters[modality].token_positions(inputs)
     patches = int(rows_and_columns.amax()) + 1
     scale = math.ceil(PATCHES / patches)
-    larger = copy(expect(processor, ImageProcessor))
-    larger.height *= scale
-    larger.width *= scale
+    larger = expect(processor, ImageProcessor).enlarged(scale)
     return embedder.inputs(modality, [larger.decode(value)])
 
 
@@ -191,13 +190,9 @@ def _relevance(module: "Encoder", modality: str, inputs: dict[str, Tensor], vect
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:
-    """The part of a picture that the model sees; with "crop", the largest central part of its aspect ratio."""
-    if not isinstance(processor, ImageProcessor) or processor.resize != "crop":
+    """The part of a picture that the model sees, relative to the picture."""
+    if not isinstance(processor, ImageProcessor) or processor.shows_whole_pictures:
         return (0.0, 0.0, 1.0, 1.0)
     width, height = processor.size_in_pixels(value)
-    ratio = processor.width * height / (processor.height * width)
-    shown_width = min(1.0, ratio)
-    shown_height = min(1.0, 1 / ratio)
-    left = (1 - shown_width) / 2
-    top = (1 - shown_height) / 2
-    return (left, top, 1 - left, 1 - top)
+    left, top, right, bottom = processor.area(width, height)
+    return (left / width, top / height, right / width, bottom / height)

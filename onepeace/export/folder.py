@@ -27,7 +27,7 @@ from onepeace.hub.architectures import check_own_weights, classifies_items
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
 from onepeace.hub.resolve import fingerprint, resolve
 from onepeace.processors.processor import Processor
-from onepeace.processors.tokenizer import EOS, LEADING, PAD, TextPieces
+from onepeace.processors.tokenizer import TextPieces
 
 log = logging.getLogger(__name__)
 
@@ -38,25 +38,6 @@ TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
 """Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
 HEAD_TOLERANCE = {"onnx": 1e-4, "int8": 0.2, "torch": 1e-4}
 """Largest allowed difference between the probabilities of a head."""
-RULES = {
-    "text": (
-        f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
-        "spaces and line ends around it. prefix_space: a space in front. Then tokenizer.json, which appends </s>, "
-        f"{EOS}. A longer text is cut to its first max_tokens ids, followed by {EOS}. ids is padded on the right "
-        f"with {PAD}; lengths counts the ids of each text, {EOS} included."
-    ),
-    "image": (
-        "Upright RGB, on white where it is transparent. resize: squash scales both sides to size [height, width] by "
-        "Pillow's bicubic filter, crop keeps their ratio and cuts out the middle. Then (x / 255 - mean) / std, "
-        "channels first."
-    ),
-    "audio": (
-        "The first max_seconds, mono (the mean of the channels) at sample_rate. Then (x - mean) / sqrt(variance + "
-        "1e-5) over all of it; shorter than min_seconds: repeated and cut there. waveform is padded on the right with "
-        "0; lengths counts the samples of each sound."
-    ),
-}
-"""Description of the preprocessing and its settings, for reimplementations."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +98,7 @@ def export_model(
             embedder = load(source, device="cpu", dtype="float32", modalities=[key])
             embedder.encoder.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
-            batches = examples(key, processor)
+            batches = examples(processor)
             branch = Branch(embedder.encoder, key, list(batches[0]))
             path = part / f"{key}.{ending}"
             difference = _write(branch, batches, path, form)
@@ -216,7 +197,7 @@ def _description(
         "inputs": inputs,
         "output": VECTORS,
         "preprocessing": processor.settings,
-        "rules": RULES.get(processor.key),
+        "rules": processor.rules,
     }
     if branch.heads:
         description["heads"] = {name: _head_description(head) for name, head in branch.heads.items()}

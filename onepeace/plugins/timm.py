@@ -38,6 +38,7 @@ from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
 from onepeace.processors import ImageProcessor
+from onepeace.processors.image import RESIZE
 
 __all__ = ["CONFIGS", "ImageBranch", "default_cfgs"]
 
@@ -268,7 +269,10 @@ def _create(
 
 
 def data_config(config: Config) -> dict[str, Any]:
-    """Settings that make `timm.data.create_transform` equal our processor, and those of a model without classifier."""
+    """Settings that make `timm.data.create_transform` equal our processor, and those of a model without classifier.
+
+    With "pad", timm's margins have the mean colour, and ours are black.
+    """
     with torch.device("cpu"):  # also while a model is built on the meta device
         processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
@@ -277,7 +281,7 @@ def data_config(config: Config) -> dict[str, Any]:
         "std": tuple(processor.std.flatten().tolist()),
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "crop_mode": "squash" if processor.resize == "squash" else "center",
+        "crop_mode": RESIZE[processor.resize].crop_mode,
         "num_classes": 0,
         "classifier": "head",
     }

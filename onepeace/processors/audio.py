@@ -22,6 +22,8 @@ from onepeace.processors.sounds import WindowReader, mono, open_sound, resampler
 logger = logging.getLogger(__name__)
 
 EPS = 1e-5
+SHORT_SECONDS, LONG_SECONDS = 0.5, 15.0
+"""Lengths of examples, where the settings allow any."""
 SLACK_SECONDS = 0.5
 """Seconds of a sound whose loss is not reported."""
 # First bytes of the formats that soundfile reads, then of those that PyAV reads: MP4, Matroska and WebM, ASF, AVI, FLV,
@@ -158,6 +160,19 @@ class AudioProcessor(Processor):
         """{"waveform": (B, N)}; if padded (with 0 on the right), also "lengths": (B,) int64 numbers of samples."""
         batch = {"waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)}
         return batch | lengths_if_padded(samples)
+
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        shortest = max(self.min_seconds, SHORT_SECONDS)
+        longest = LONG_SECONDS if self.max_seconds is None else max(self.max_seconds, shortest)
+        return torch.randn(self._samples(shortest + share * (longest - shortest)), generator=generator)
+
+    @property
+    def rules(self) -> str:
+        return (
+            "The first max_seconds, mono (the mean of the channels) at sample_rate. Then (x - mean) / sqrt(variance + "
+            "1e-5) over all of it; shorter than min_seconds: repeated and cut there. waveform is padded on the right "
+            "with 0; lengths counts the samples of each sound."
+        )
 
     def _samples(self, seconds: float) -> int:
         return round(seconds * self.sample_rate)

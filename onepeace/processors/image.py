@@ -1,13 +1,15 @@
 """Converts pictures of any format to (3, H, W) float32, normalised.
 
-Opening (`load`) and scaling (`finish`) are separate steps, so that training can crop and flip in between.
+Opening (`load`) and scaling (`finish`) are separate steps, so that training can crop and flip in between. What part of
+a picture the model sees, `ImageProcessor.area` alone says: augmentation, heat maps, targets and exports ask it.
 """
 
 import io
 import math
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -21,7 +23,26 @@ from onepeace.processors.processor import Processor
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Self
 
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+
+
+class Resize(NamedTuple):
+    """A way from the sides of a picture to those of the model's input."""
+
+    rule: str
+    """In words, for programs that do it themselves."""
+    crop_mode: str
+    """Its name in timm's configurations."""
+
+
+RESIZE = {
+    "squash": Resize("scaled to size [height, width], each side on its own", "squash"),
+    "crop": Resize("the largest central part of the ratio of size [height, width], scaled to it", "center"),
+    "pad": Resize("scaled to fit into size [height, width], with equal black margins", "border"),
+}
 UPRIGHT_BY_ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
@@ -42,7 +63,8 @@ class ImageProcessor(Processor):
         size: side, or [height, width].
         mean, std: of each channel, for pixels from 0 to 1.
         resize: "squash" scales both sides independently, as the released models expect; "crop" keeps the aspect ratio
-            and cuts out the middle. Both use Pillow's antialiased bicubic filter.
+            and cuts out the middle; "pad" keeps it too, and adds black margins (open_clip's "longest"). All use
+            Pillow's antialiased bicubic filter.
         draft: let the JPEG decoder shrink pictures to at least twice the target size, which is two to four times
             faster; pixels differ by about one grey level from the full decode.
     """
@@ -60,8 +82,8 @@ class ImageProcessor(Processor):
         resize: str = "squash",
         draft: bool = True,
     ) -> None:
-        if resize not in ("squash", "crop"):
-            raise UserError(f"processors.{self.key}.resize is {resize!r}; known: 'squash', 'crop'")
+        if resize not in RESIZE:
+            raise UserError(f"processors.{self.key}.resize is {resize!r}; known: {', '.join(map(repr, RESIZE))}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(
                 f"processors.{self.key}.mean and std need three numbers each, std above 0; got {mean}, {std}"
@@ -142,21 +164,70 @@ class ImageProcessor(Processor):
                 return height, width
             return width, height
 
+    def area(self, width: int, height: int, centering: float = 0.5) -> Box:
+        """The part of a picture of this size that becomes the model's input; it may reach beyond the picture.
+
+        Args:
+            centering: position of the part, from 0 (left or top) to 1 (right or bottom).
+        """
+        seen_width: float = width
+        seen_height: float = height
+        if self.resize != "squash":
+            choose = min if self.resize == "crop" else max
+            ratio = self.width / self.height
+            seen_width = choose(width, ratio * height)
+            seen_height = choose(height, width / ratio)
+        left = (width - seen_width) * centering
+        top = (height - seen_height) * centering
+        return left, top, left + seen_width, top + seen_height
+
+    @property
+    def shows_whole_pictures(self) -> bool:
+        """Whether the input is a picture of any shape, so that places relative to one are places on the other."""
+        return all(self.area(*size) == (0, 0, *size) for size in ((1, 1000), (1000, 1)))
+
+    def resized(self, image: "Image.Image", area: Box) -> "Image.Image":
+        """A part of an RGB image in the model's size, black beyond the edges of the image."""
+        from PIL import Image
+
+        left, top, right, bottom = area
+        inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+        if inside == area:
+            return image.resize((self.width, self.height), Image.Resampling.BICUBIC, box=area)
+        across = self.width / (right - left)
+        down = self.height / (bottom - top)
+        x, width = _whole_pixels((inside[0] - left) * across, (inside[2] - left) * across)
+        y, height = _whole_pixels((inside[1] - top) * down, (inside[3] - top) * down)
+        canvas = Image.new("RGB", (self.width, self.height))
+        canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC, box=inside), (x, y))
+        return canvas
+
+    def enlarged(self, scale: int) -> "Self":
+        """This processor for an input of `scale` times the size."""
+        larger = copy(self)
+        larger.height *= scale
+        larger.width *= scale
+        return larger
+
     def finish(self, image: "Image.Image", centering: float = 0.5) -> Tensor:
         """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel.
 
         Args:
-            centering: position of the crop with "crop", from 0 (left or top) to 1 (right or bottom).
+            centering: see `area`.
         """
-        from PIL import Image, ImageOps
-
-        size = (self.width, self.height)
-        if self.resize == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC, centering=(centering, centering))
-        else:
-            image = image.resize(size, Image.Resampling.BICUBIC)
+        image = self.resized(image, self.area(*image.size, centering))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        return torch.randn(3, self.height, self.width, generator=generator)
+
+    @property
+    def rules(self) -> str:
+        return (
+            f"Upright RGB, on white where it is transparent; {RESIZE[self.resize].rule}, by Pillow's bicubic filter. "
+            "Then (x / 255 - mean) / std, channels first."
+        )
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"pixels": (B, 3, H, W)}."""
@@ -185,6 +256,12 @@ class ImageProcessor(Processor):
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise UserError(f"the picture cannot be decoded ({one_line(error)})", where=name) from error
+
+
+def _whole_pixels(start: float, stop: float) -> tuple[int, int]:
+    """First pixel and number of pixels, at least one, that are nearest to an interval, in its middle."""
+    count = max(1, round(stop - start))
+    return math.floor((start + stop - count) / 2 + 1e-6), count
 
 
 def _on_white(image: "Image.Image") -> "Image.Image":

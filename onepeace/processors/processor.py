@@ -3,13 +3,16 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Processor:
@@ -33,7 +36,7 @@ class Processor:
     """Number of samples that `views` returns for an item."""
 
     @classmethod
-    def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
+    def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Self":
         """Processor with the `processors` settings of a model; further files are read from its `folder`."""
         setting_names = cls._names()
         for name in settings:
@@ -86,6 +89,19 @@ class Processor:
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """Decoded items as one batch: the model's input of this modality."""
         raise NotImplementedError
+
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        """A random item as from `decode`: to trace the model, and to plan.
+
+        Args:
+            share: its length, from 0 (short) to 1 (the longest that `decode` returns).
+        """
+        raise UserError(f"no example of {self.key}; define {type(self).__name__}.example")
+
+    @property
+    def rules(self) -> str | None:
+        """What `decode` and `collate` do, in words for programs that do it themselves; None if it is not described."""
+        return None
 
     def num_tokens(self, item: object) -> int:
         """Number of tokens of one text, by which a server limits the work of a request."""

@@ -12,7 +12,10 @@ from onepeace.errors import UserError
 from onepeace.files.source import MAX_TEXT_BYTES, decode_text, describe, read_bytes, scheme
 from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor, lengths_if_padded
-from onepeace.processors.tokenizer import PAD, TextPieces, read_tokenizer
+from onepeace.processors.tokenizer import EOS, LEADING, PAD, UNK, TextPieces, read_tokenizer
+
+LONG_TOKENS = 70
+"""Tokens of the longest example, where the settings allow any number."""
 
 
 class TextReader(Processor):
@@ -73,6 +76,21 @@ class TextProcessor(TextPieces, TextReader):
         """{"ids": (B, L) int64}; if padded (with 1 on the right), also "lengths": (B,) numbers of tokens."""
         batch = {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
         return batch | lengths_if_padded(samples)
+
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        longest = LONG_TOKENS if self.max_tokens is None else self.max_tokens
+        count = max(1, round(share * longest))
+        ids = torch.randint(UNK + 1, self.vocab_size, (count,), generator=generator)
+        return torch.cat([ids, torch.tensor([EOS])])
+
+    @property
+    def rules(self) -> str:
+        return (
+            f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
+            "spaces and line ends around it. prefix_space: a space in front. Then tokenizer.json, which appends </s>, "
+            f"{EOS}. A longer text is cut to its first max_tokens ids, followed by {EOS}. ids is padded on the right "
+            f"with {PAD}; lengths counts the ids of each text, {EOS} included."
+        )
 
 
 def _text_in(path: os.PathLike) -> str:

@@ -65,6 +65,9 @@ class VideoProcessor(ImageProcessor):
         """(T, 3, height, width) float32 of the clip in the middle."""
         return torch.stack([self.finish(image) for image in self.load_clip(item)])
 
+    def example(self, share: float, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.frames, 3, self.height, self.width, generator=generator)
+
     def views(self, item: object) -> list[Tensor]:
         """All crops of all clips, (T, 3, height, width) each."""
         views = []

@@ -19,7 +19,8 @@ from onepeace.data.sample import Sample
 from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Trained
-from onepeace.processors import AudioProcessor
+from onepeace.processors import AudioProcessor, ImageProcessor
+from onepeace.processors.registry import processor_class
 from onepeace.train.frozen import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.sections import OptimConfig, RunConfig
@@ -284,10 +285,11 @@ def check_targets(options: TermOptions, targets: Sequence[str], sources: Sequenc
 def check_places(options: TermOptions, target: str, data: DataConfig, config: Config) -> None:
     """UserError if an augmentation or the processor would move the picture relative to a target such as boxes."""
     for key, settings in config.processors.items():
-        if settings.get("resize") == "crop":
+        maker = processor_class(key)
+        if issubclass(maker, ImageProcessor) and not maker.from_config(settings).shows_whole_pictures:
             raise UserError(
-                f"processors.{key}.resize is crop, which would cut the picture away from its target {target}; set "
-                "it to squash",
+                f"processors.{key}: the model would not see the whole picture and nothing else, and places in the "
+                f"target {target} would be wrong; set resize to squash",
                 where=options.where,
             )
     for key, augment in make_augments(data.augment).items():

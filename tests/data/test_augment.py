@@ -49,17 +49,6 @@ def strength(waveform, hertz):
     return spectrum[round(hertz / 2)].item()
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_nothing_varied_equals_the_decoder(resize):
-    processor = PROCESSORS["image"](size=[16, 24], resize=resize)
-    augment = ImageAugment(crop_scale=(1.0, 1.0))
-    for size in ((60, 40), (40, 60)):
-        file = encoded_image(ramp(*size))
-        sample, _ = augment.vary(file, "a gull", processor, rng(), never)
-        (pixels,) = augment.collate([sample], processor)["pixels"]
-        assert torch.allclose(pixels, processor.decode(file), atol=1e-5)
-
-
 @pytest.mark.parametrize(("share", "factor"), [(0.04, 1), (0.2, 4), (0.9, 8)])
 def test_jpeg_is_decoded_as_detailed_as_its_crop_needs(monkeypatch, share, factor):
     """A JPEG is decoded smaller by a power of two, as long as the crop has twice the model's size."""

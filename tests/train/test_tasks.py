@@ -56,7 +56,7 @@ def test_task_is_learned(root, tmp_path):
         (
             BOX,
             {"term": "box", "processors": {"image": {"resize": "crop"}}},
-            r"processors\.image\.resize is crop",
+            r"processors\.image: .*set resize to squash",
         ),
         (
             BOX,
