@@ -97,7 +97,11 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _embedding(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "engine")}
+    """Options of `build` and `update`. What searches have computed is used, unless another dtype is asked for."""
+    from onepeace.index.cache import folders
+
+    more = {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "engine")}
+    return {**more, "reuse": folders()} if args.dtype == "auto" else more
 
 
 def _say_report(args: argparse.Namespace, report: "Report") -> int:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.table import format_table
 from onepeace.index.filters import FIELDS
 
@@ -110,6 +110,8 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.index.cache import is_lost
+
     take_words(args)
     query = _query_of(args)
     filters = _filters_of(args)
@@ -118,6 +120,15 @@ def run(args: argparse.Namespace) -> int:
 
         check_gallery(args.html)
         files.check_output(args.html, force=True)
+    try:
+        return _search(args, query, filters)
+    except UserError as error:
+        if not is_lost(error):
+            raise
+        return _search(args, query, filters)
+
+
+def _search(args: argparse.Namespace, query: "Query", filters: dict[str, Any]) -> int:
     with open_index(args) as (index, problems):
         results = index.search(
             query,
@@ -211,7 +222,7 @@ def _updated(args: argparse.Namespace, stack: ExitStack, opening: dict[str, Any]
     """Folder of an index, and what was embedded for it.
 
     Args:
-        stack: removes what is not kept.
+        stack: of what is done while it is used, and then undone.
     """
     from onepeace.index import build, is_index
     from onepeace.index.cache import kept_index
@@ -225,7 +236,7 @@ def _updated(args: argparse.Namespace, stack: ExitStack, opening: dict[str, Any]
         args.kept = "nothing is kept"
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
         return folder, build(folder, args.paths, **opening)
-    index = kept_index(args.paths, **opening)
+    index = stack.enter_context(kept_index(args.paths, **opening))
     if index.is_new:
         hint = "; --no-index keeps none" if "no_index" in args else ""
         files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")

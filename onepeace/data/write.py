@@ -20,7 +20,7 @@ from typing import Any
 from onepeace.data.sample import MASK
 from onepeace.data.source import REPLACING
 from onepeace.errors import UserError
-from onepeace.files.atomic import held, is_left_over, sync
+from onepeace.files.atomic import held, is_held, sync
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""
@@ -50,7 +50,7 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
         with _naming(folder, prefix):
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"{UNFINISHED}*"):
-                if is_left_over(leftover):
+                if is_held(leftover) is False:  # its process has ended
                     shutil.rmtree(leftover)
             unfinished = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED))
             stack.enter_context(held(Path(unfinished)))

@@ -43,11 +43,19 @@ def locked(folder: Path, *, patience: float | None = None, again: bool = True) -
     """
     from filelock import FileLock, Timeout
 
-    is_new = not folder.exists()
+    is_new = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve() / LOCK, timeout=PATIENCE if patience is None else patience, is_singleton=again)
-        lock.acquire()
+        while True:
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                is_new = True
+            path = folder.resolve() / LOCK
+            lock = FileLock(path, timeout=PATIENCE if patience is None else patience, is_singleton=again)
+            with suppress(FileNotFoundError):  # another process removed the folder just now
+                lock.acquire()
+            if lock.is_locked and path.exists():
+                break
+            lock.release()
     except Timeout:
         raise Locked(
             "another run is writing to this folder; wait until it has ended, or name another folder", where=folder
@@ -66,7 +74,7 @@ def locked(folder: Path, *, patience: float | None = None, again: bool = True) -
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Context in which `is_left_over` is False for a temporary file or folder, also after it is renamed.
+    """Context in which `is_held` is True for a file or folder, also after it is renamed; any number may be in it.
 
     filelock would need a second file, which a killed process leaves behind too, so the file itself is locked.
     """
@@ -76,27 +84,29 @@ def held(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether the process that wrote a temporary file or folder has ended; False where the system cannot tell."""
+def is_held(path: Path) -> bool | None:
+    """Whether a process is in `held` for a file or folder; None if it is gone, or the system cannot tell."""
     if fcntl is None:
-        return False
+        return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:  # gone meanwhile, or of another user
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(descriptor)
-    return True
+    return False
 
 
 def cache_folder() -> Path:
@@ -203,9 +213,9 @@ def _remove(path: Path) -> None:
 
 
 def remove_unfinished_in(folder: Path) -> None:
-    """Remove what killed processes left of writing any files into a folder of our own."""
+    """Remove what killed processes left of writing anything into a folder of our own."""
     for path in _left_over_in(folder, ".+", UNFINISHED):
-        path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def _left_over_in(folder: Path, name: str, ending: str) -> list[Path]:
@@ -214,7 +224,7 @@ def _left_over_in(folder: Path, name: str, ending: str) -> list[Path]:
     with suppress(OSError):  # there is no such folder, or it cannot be listed
         entries = os.listdir(folder)
     paths = [folder / entry for entry in entries if pattern.fullmatch(entry)]
-    return [path for path in paths if is_left_over(path)]
+    return [path for path in paths if is_held(path) is False]  # its process has ended
 
 
 def make_folder(path: Path) -> None:

@@ -515,6 +515,8 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
     with locked(target, patience=0, again=False):
+        if not create and not is_index(target):  # another process deleted it just now
+            raise no_index(target)
         for name in filter(LEFTOVER.fullmatch, os.listdir(target)):
             (target / name).unlink(missing_ok=True)
         yield target

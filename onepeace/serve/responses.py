@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from onepeace.errors import UserError, one_line
+from onepeace.index.cache import is_lost
 from onepeace.index.database import Damaged
 from onepeace.serve import media
 from onepeace.serve.requests import Refused, first_error
@@ -88,6 +89,8 @@ def answer_errors(app: FastAPI) -> None:
     async def user_error(_: object, error: UserError) -> Response:
         if isinstance(error, Refused):
             return error_response(error.status, one_line(error))
+        if is_lost(error):
+            return error_response(500, "the index was damaged; start the server again, which makes it anew")
         if isinstance(error, Damaged):  # whatever the request is
             return error_response(500, one_line(error))
         return error_response(422, one_line(error))

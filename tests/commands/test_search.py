@@ -4,14 +4,17 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 
 from onepeace.cli import main
 from onepeace.commands.search import table
 from onepeace.embed import embedder
-from onepeace.index import Hit, Item, Query, Results, cache
+from onepeace.index import Hit, Index, Item, Query, Results, cache, check
+from onepeace.index.database import DATABASE
 
 QUERY = Query(text="a")
 
@@ -160,6 +163,46 @@ def test_index_in_the_cache_is_announced_once_and_updated(run_model, folder, cat
         assert "--no-index" not in err
         assert "broken.jpg" not in err
         shutil.copy(cat, folder)
+
+
+@pytest.mark.parametrize("is_noticed", ["by the update", "by the search"])
+def test_damaged_index_in_the_cache_is_made_anew(run_model, folder, tmp_path, is_noticed):
+    expected, _ = run_model("search", folder, "--text", "a dog", "--json", code=1)
+    (index,) = (tmp_path / "cache").iterdir()
+    if is_noticed == "by the update":
+        (index / DATABASE).write_bytes(b"damaged")
+    else:  # the file of a vector is missing
+        with closing(sqlite3.connect(index / DATABASE)) as connection, connection:
+            connection.execute("DELETE FROM files")
+
+    out, err = run_model("search", folder, "--text", "a dog", "--json", code=1)
+
+    assert out == expected
+    assert "--force" not in err
+    assert check(index).ok
+
+
+def test_index_that_is_deleted_before_it_is_opened_is_made_anew(run_model, folder, tmp_path, monkeypatch):
+    expected, _ = run_model("search", folder, "--text", "a dog", "--json", code=1)
+    plain_open = Index.open
+
+    def open_later(path, **options):
+        monkeypatch.undo()
+        monkeypatch.setattr(cache, "indexes_folder", lambda: tmp_path / "cache")
+        shutil.rmtree(path)
+        return plain_open(path, **options)
+
+    monkeypatch.setattr(Index, "open", open_later)
+    assert run_model("search", folder, "--text", "a dog", "--json", code=1).out == expected
+
+
+def test_index_takes_what_a_search_has_computed(run_model, folder, tmp_path):
+    run_model("search", folder, "--text", "a dog", code=1)
+    folder = folder.rename(tmp_path / "renamed")
+
+    for dtype, expected in (("auto", "1 copied; 0 vectors computed"), ("float32", "1 added; 1 vector computed")):
+        err = run_model("index", "build", tmp_path / dtype, folder, "--dtype", dtype, code=1).err
+        assert expected in err
 
 
 def test_index_in_the_cache_is_listed_and_removed(run, run_model, folder):

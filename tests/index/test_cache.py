@@ -1,17 +1,21 @@
 """What is searched without an index being named has an index of its paths; nothing is embedded twice for it."""
 
+import multiprocessing
 import os
+import random
 import shutil
 from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
+from support.crash import META, answers, start_server, without_model, write_texts
 from support.indexes import check_same
 
+from onepeace.errors import UsageError
 from onepeace.files.atomic import Locked
-from onepeace.index import Index, build, cache
+from onepeace.index import Index, build, cache, check, scan
 from onepeace.index.cache import delete, kept, kept_index
-from onepeace.index.database import writing
+from onepeace.index.database import DATABASE, writing
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +48,7 @@ def search(model, tmp_path):
     """Searches some paths: the hits, their names, the report of the update before it, and the folder of the index."""
 
     def run(*paths):
-        index = kept_index(paths, model, progress=False)
-        with Index.open(index.folder, model=model) as opened:
+        with kept_index(paths, model, progress=False) as index, Index.open(index.folder, model=model) as opened:
             hits = [(hit.item.path, hit.score, hit.match) for hit in opened.search("words", top=99, collapse=False)]
         names = {path.removeprefix(f"{tmp_path}/") for path, _, _ in hits}
         return SimpleNamespace(hits=hits, names=names, report=index.report, folder=index.folder)
@@ -64,7 +67,8 @@ def test_part_after_the_whole_embeds_and_reads_nothing(words, search, model, mon
     search(words)
     with monkeypatch.context() as patch:
         patch.setattr("onepeace.index.embed.read_entry", None)
-        kept_part = kept_index([words / name for name in names], model, progress=False)
+        with kept_index([words / name for name in names], model, progress=False) as kept_part:
+            pass
 
     assert kept_part.report.copied == len(expected)
     assert search(*(words / name for name in names)).names == expected
@@ -119,7 +123,8 @@ def test_vectors_of_another_model_or_a_damaged_index_are_not_taken(words, search
 
     assert search(words).report.added == 4
     assert not folder.exists()
-    assert kept_index([words / "2024"], "tiny", progress=False).report.added == 2
+    with kept_index([words / "2024"], "tiny", progress=False) as of_other_model:
+        assert of_other_model.report.added == 2
 
 
 def test_only_the_paths_that_are_named_are_updated(words, search):
@@ -202,12 +207,91 @@ def test_nobody_writes_to_an_index_that_is_deleted(words, search, monkeypatch):
     delete(folder)
 
 
+def test_index_that_is_in_use_is_kept(words, model, search, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_SMALL", 2)
+    with kept_index([words / "a.txt"], model, progress=False) as used:
+        for name in ("b.txt", "2024"):
+            search(words / name)
+        assert used.folder.exists()
+
+    search(words)
+    assert not used.folder.exists()
+
+
 def test_search_waits_for_a_writer(words, search, monkeypatch):
     with ExitStack() as writer:
         writer.enter_context(writing(search(words).folder))
         monkeypatch.setattr("onepeace.index.cache.status", lambda _: writer.close())
 
         assert search(words).names == ALL
+
+
+@pytest.mark.parametrize("damage", [b"damaged", b""])
+def test_damaged_index_is_made_anew(words, search, damage):
+    folder = search(words).folder
+    (folder / DATABASE).write_bytes(damage)
+
+    assert search(words).names == ALL
+    assert check(folder).ok
+
+
+@pytest.mark.parametrize("place", ["update", "build", "utime"])
+def test_index_that_another_process_deletes_meanwhile_is_built_again(words, search, monkeypatch, place):
+    folder = search(words).folder
+    if place == "build":
+        delete(folder)
+    where = os if place == "utime" else cache
+    plain = getattr(where, place)
+    calls = []
+
+    def delete_first(path, *arguments, **options):
+        calls.append(path)
+        if place == "build":
+            report = plain(path, *arguments, **options)
+        if len(calls) == 1:
+            delete(folder)
+        return report if place == "build" else plain(path, *arguments, **options)
+
+    monkeypatch.setattr(where, place, delete_first)
+    assert search(words).names == ALL
+
+
+def test_files_of_a_kind_that_the_model_does_not_read_are_an_error(samples, model, monkeypatch):
+    monkeypatch.setattr(scan, "modalities_of", lambda *_: [])
+    with pytest.raises(UsageError, match="reads none of these files"), kept_index([samples], model, progress=False):
+        pass
+
+
+NUM_FOLDERS = 5
+
+
+def search_at_random(cache_folder, folders, seed):
+    """Search folders, whose indexes are deleted by other processes all the time."""
+    draw = random.Random(seed)  # noqa: S311
+    with without_model(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "indexes_folder", lambda: cache_folder)
+        patch.setattr(cache, "identity", lambda _: META)
+        patch.setattr(cache, "MOST_SMALL", 2)
+        for _ in range(20):
+            folder = draw.choice(folders)
+            with kept_index([folder], progress=False) as index:
+                paths = {path for path, *_ in answers(index.folder)}
+            assert paths == {str(path) for path in folder.iterdir()}
+
+
+def test_many_processes_search_and_delete(tmp_path):
+    folders = [write_texts(tmp_path / "texts" / str(number), 3) for number in range(NUM_FOLDERS)]
+    context = multiprocessing.get_context("forkserver")
+    start_server()
+    processes = []
+    for seed in range(4):
+        processes.append(context.Process(target=search_at_random, args=(tmp_path / "cache", folders, seed)))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".index"}
 
 
 def test_index_of_an_earlier_version_can_be_deleted(words, search, caplog):
@@ -217,6 +301,6 @@ def test_index_of_an_earlier_version_can_be_deleted(words, search, caplog):
     (earlier / "index.sqlite").write_bytes(b"something else")
 
     assert list(kept()) == [folder]
-    assert f"onepeace index remove {earlier}" in caplog.messages[-1]
+    assert caplog.messages[-1].startswith(f"{earlier}: damaged, or of an earlier version")
     delete(earlier)
     assert [*cache.indexes_folder().iterdir()] == [folder]

@@ -13,7 +13,7 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 from support.api import assert_error, client_of, encoded, names, post, search, status_of
 
-from onepeace.index import Index, Query
+from onepeace.index import Index, Query, cache
 from onepeace.index.database import DATABASE
 from onepeace.index.items import Item
 from onepeace.serve.requests import Decoder
@@ -116,7 +116,11 @@ def test_wrong_request_is_refused_in_one_line(client, path, body, status, field)
     assert not any(word in error for word in ("Extra inputs", "Input should", "instance of", "literal[", "--"))
 
 
-def test_damaged_index_is_an_error_of_the_server(tmp_path):
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_damaged_index_is_an_error_of_the_server(tmp_path, monkeypatch, is_kept):
+    """One in the cache is deleted, and no path of it is to be typed."""
+    if is_kept:
+        monkeypatch.setattr(cache, "indexes_folder", lambda: tmp_path)
     index = fabricate(
         tmp_path / "index",
         [
@@ -131,7 +135,9 @@ def test_damaged_index_is_an_error_of_the_server(tmp_path):
     with Index.open(index) as opened:
         answer = post(client_of(opened), "/search", {"like": 1})
 
-    assert "damaged" in assert_error(answer, 500)
+    message = assert_error(answer, 500)
+    assert "damaged" in message
+    assert (str(index) in message, index.exists()) == (not is_kept, not is_kept)
 
 
 @pytest.mark.parametrize("source", ["image", "like"])
