@@ -11,6 +11,7 @@ from typing import Any
 
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.datasets.pairs import EmbeddedFile, from_source, media
+from onepeace.datasets.parquet import is_parquet
 from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
 from onepeace.threads import decode_ahead
@@ -45,16 +46,20 @@ class OwnData:
         labels = {record.label for record in self.all_records}
         return [] if None in labels else sorted(labels)
 
-    def described(self) -> str:
-        """The files that were found, in words."""
+    @property
+    def kinds(self) -> str:
+        """The samples by their modalities, in words."""
         samples = [f"{len(records)} {plural(keys, not self.labels)}" for keys, records in self.records.items()]
-        classes = ""
-        if self.labels:
-            classes = f" in {len(self.labels)} classes"
+        return ", ".join(samples) or "nothing usable"
+
+    def described(self) -> str:
+        """The samples and their classes, in words."""
         num_unlabelled = sum(record.label is None for record in self.all_records)
-        if 0 < num_unlabelled < self.count:
-            classes = f"; labels are not used, as {num_unlabelled} of {self.count} items lack one"
-        return f"{', '.join(samples) or 'nothing usable'}{classes}"
+        if self.labels:
+            return f"{self.kinds} in {len(self.labels)} classes"
+        if num_unlabelled < self.count:
+            return f"{self.kinds}; labels are not used, as {num_unlabelled} of {self.count} items lack one"
+        return self.kinds
 
 
 def plural(keys: Sequence[str], captions: bool = True) -> str:
@@ -103,7 +108,7 @@ def read_own_data(
             _unpack(record, unpack)
         grouped.setdefault(keys, []).append(record)
     merged = {keys: _merged(records) for keys, records in grouped.items()}
-    return _without_contradictions(OwnData(merged, left_out, unpacked))
+    return OwnData(merged, left_out, unpacked)
 
 
 def _modalities_of(record: Record) -> tuple[str, ...]:
@@ -174,7 +179,7 @@ def _merged(records: Sequence[Record]) -> list[Record]:
     return list(merged.values())
 
 
-def _without_contradictions(data: OwnData) -> OwnData:
+def without_contradictions(data: OwnData) -> OwnData:
     """Leave out samples with a file that has several labels, if labels are used."""
     if not data.labels:
         return data
@@ -227,9 +232,16 @@ def check_enough(path: Path, data: OwnData) -> None:
         number = counts[rare[0]]
         raise UserError(
             f"class {rare[0]!r} has {number} usable items, and {FEWEST_OF_A_CLASS} are needed to learn it and "
-            f"to measure it; add some, or leave the class out{first}",
+            f"to measure it; add some, or leave the class out{first}{folders_are_classes(path)}",
             where=path,
         )
+
+
+def folders_are_classes(source: Path) -> str:
+    """What a user is told whose folder of albums was taken for one of classes; "" for other sources."""
+    if not source.is_dir() or is_parquet(source):
+        return ""
+    return "; each folder is taken as a class; to learn captions instead, put a.txt beside a.jpg, or give a table"
 
 
 def media_of(record: Record) -> list[Path]:

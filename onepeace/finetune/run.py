@@ -11,21 +11,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import build, to_plain
-from onepeace.datasets.layout import Skipped
+from onepeace.config import to_plain
 from onepeace.datasets.parquet import is_parquet
 from onepeace.device import choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import LOCK, locked, write_text_atomic
-from onepeace.finetune.answers import answers, read_answers, write_answers
+from onepeace.finetune.answers import Answers, answers, read_answers, write_answers
 from onepeace.finetune.average import AVERAGE, average_weights, read_average
-from onepeace.finetune.own_data import check_enough, read_own_data
+from onepeace.finetune.own_data import check_enough, folders_are_classes, read_own_data
 from onepeace.finetune.recipe import FROZEN, auto_recipe, described, head_names, overridden
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
@@ -33,7 +32,7 @@ from onepeace.hub.folder import CONFIG, read_config
 from onepeace.hub.resolve import fingerprint, resolve
 from onepeace.train.checkpoint import folders, remove
 from onepeace.train.logging import LOG_FILE, read_log
-from onepeace.train.recipe import Recipe, model_folder
+from onepeace.train.recipe import MAY_CHANGE, Recipe, model_folder
 from onepeace.train.trainer import train
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,10 @@ FIELDS = {
     "set": "a.b=value",
     "group": "--group",
 }
-"""Fields of `IDENTITY` that must be the same for a call to resume, and the options that set them."""
+"""Fields of `IDENTITY` that must be the same for a call to resume, and the options that set them. An option that a
+version did not have was not given."""
+FREE = MAY_CHANGE - {"schedule.steps"}
+"""Fields of the recipe that a call may change which resumes, as the result does not depend on them."""
 RECIPE = "settings.json"
 BEFORE = "before.jsonl"
 AFTER = "after.jsonl"
@@ -111,10 +113,8 @@ class FineTuning:
         read_identity(self.out)  # before the lock adds a file to a folder of something else
         with locked(self.out):
             summary, recipe = self._prepare(overwrite)
-            if not (self.out / BEFORE).exists():
-                self.say(f"measuring {self.model}")
-                self._measure(self.start, summary, {}, self.out / BEFORE)
-            result = self._result(recipe, summary)
+            before = self._answers(BEFORE, self.model, self.start, summary, {})
+            result = self._result(recipe, summary, before)
             write_report(result, self.source, self.model)
             return result
 
@@ -170,17 +170,15 @@ class FineTuning:
                 split=self.split,
                 unpacked=unpacked,
             )
-            self.say(f"{self.source}: {data.described()}{_left_out(data.left_out)}")
-            if data.labels:
-                self._say_classes(data.labels)
+            self.say(f"{self.source}: {data.kinds}{_left_out(data.left_out)}")
             check_enough(self.source, data)
-            split, summary = divide(data, self.source, self.group)
-            self.say(summary.described())
+            parts, summary = divide(data, self.source, self.group)
+            self._say_division(summary, num_known=len(data.left_out))
             recipe = self._new_recipe(summary)
             if overwrite:
                 clear(self.out)
             self._write_identity_and_recipe(identity, recipe)
-            write_shards(split, summary, self.data)
+            write_shards(parts, summary, self.data)
         return summary, recipe
 
     @contextmanager
@@ -196,16 +194,18 @@ class FineTuning:
         with tempfile.TemporaryDirectory(dir=self.out.parent, prefix=f".{self.out.name}-") as folder:
             yield Path(folder)
 
-    def _say_classes(self, labels: list[str]) -> None:
-        """Name the classes, as a folder of albums is taken for one of classes."""
-        names = ", ".join(labels[:CLASSES_SHOWN])
-        if len(labels) > CLASSES_SHOWN:
-            names += f" and {len(labels) - CLASSES_SHOWN} more"
-        self.say(f"the classes to learn are {names}")
-        if self.source.is_dir() and not is_parquet(self.source):
-            self.say(
-                "each folder is taken as a class; to learn captions instead, put a.txt beside a.jpg, or give a table"
-            )
+    def _say_division(self, summary: SplitSummary, num_known: int) -> None:
+        """Say what is learned, and name the classes, as a folder of albums is taken for one of classes.
+
+        Args:
+            num_known: number of the samples that the user knows to be left out.
+        """
+        self.say(f"{summary.files}{_left_out(summary.left_out[num_known:])}; {summary.described()}")
+        if summary.labels:
+            names = ", ".join(summary.labels[:CLASSES_SHOWN])
+            if len(summary.labels) > CLASSES_SHOWN:
+                names += f" and {len(summary.labels) - CLASSES_SHOWN} more"
+            self.say(f"the classes to learn are {names}{folders_are_classes(self.source)}")
 
     def _write_identity_and_recipe(self, identity: Mapping[str, object], recipe: Recipe) -> None:
         write_text_atomic(self.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
@@ -217,7 +217,7 @@ class FineTuning:
         return overridden(content, self.overrides)
 
     def _stored_recipe(self) -> Recipe | None:
-        """The recipe that the first call stored.
+        """The recipe that the first call stored, with what this call may change (`FREE`).
 
         Its paths become those of this call: the folder may have been moved since, or its path may have been relative
         to another working directory.
@@ -225,7 +225,8 @@ class FineTuning:
         path = self.out / RECIPE
         if not path.exists():
             return None
-        recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recipe = overridden(content, [override for override in self.overrides if _is_free(override)])
         data = replace(recipe.data, root=str(self.data))
         if data.frozen_folder == str(Path(recipe.run.out, FROZEN)):  # else the user chose it, and it stays
             data = replace(data, frozen_folder=str(self.out / FROZEN))
@@ -249,12 +250,21 @@ class FineTuning:
         os.replace(model, tuned)
         return tuned
 
-    def _measure(self, model: Path, summary: SplitSummary, heads: Mapping[str, str], path: Path) -> None:
-        """Write the answers of a model, with these heads by modality, to the held-out part."""
+    def _answers(
+        self, file: str, name: str, model: Path, summary: SplitSummary, heads: Mapping[str, str]
+    ) -> list[Answers]:
+        """Answers of a model, with these heads by modality, to the held-out part: read from a file, or measured."""
+        path = self.out / file
+        if path.exists():
+            with suppress(UserError):  # written by another version
+                return read_answers(path)
+        self.say(f"measuring {name}")
         embedder = load(model, device=str(choose_device()))
-        write_answers(path, answers(embedder, self.data, summary.combinations(VAL), summary.labels, heads))
+        results = answers(embedder, self.data, summary.combinations(VAL), summary.labels, heads)
+        write_answers(path, results)
+        return results
 
-    def _result(self, recipe: Recipe, summary: SplitSummary) -> Result:
+    def _result(self, recipe: Recipe, summary: SplitSummary, before: list[Answers]) -> Result:
         """Train, average and measure, skipping finished stages."""
         heads = head_names(summary)
         if not (self.out / AVERAGE).exists():
@@ -263,9 +273,7 @@ class FineTuning:
             average_weights(tuned, recipe, self.data, summary, heads)
         average = read_average(self.out)
         self.say(f"weights {average.described()}")
-        if not (self.out / AFTER).exists():
-            self.say("measuring the new model")
-            self._measure(self.out / "model", summary, heads, self.out / AFTER)
+        after = self._answers(AFTER, "the new model", self.out / "model", summary, heads)
         for checkpoint in folders(self.out):  # the training is over: nothing resumes from them
             remove(checkpoint)
         return Result(
@@ -274,12 +282,12 @@ class FineTuning:
             recipe=recipe,
             average=average,
             seconds=sum(line.get("seconds", 0.0) for line in read_log(self.out / LOG_FILE)),
-            before=read_answers(self.out / BEFORE),
-            after=read_answers(self.out / AFTER),
+            before=before,
+            after=after,
         )
 
 
-def _left_out(left_out: Sequence[Skipped]) -> str:
+def _left_out(left_out: Sequence[Sequence[str]]) -> str:
     """Number of samples that cannot be used, and the first of them, as text."""
     if not left_out:
         return ""
@@ -302,7 +310,7 @@ def read_identity(out: Path) -> dict[str, Any] | None:
         identity = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         identity = None
-    if not isinstance(identity, dict) or not FIELDS.keys() <= identity.keys():
+    if not isinstance(identity, dict) or not {"source", "model"} <= identity.keys():
         raise UsageError(
             f"holds no {IDENTITY} of a fine-tuning, so it will not be replaced; name another folder", where=out
         )
@@ -312,13 +320,25 @@ def read_identity(out: Path) -> dict[str, Any] | None:
 def check_same(out: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise `UsageError` if the fine-tuning in a folder has another source, model or option than this call."""
     for field, option in FIELDS.items():
-        if earlier[field] != identity[field]:
+        if _what_counts(field, earlier) != _what_counts(field, identity):
             name = "name" if field == "model" else field  # whose fingerprint says nothing to a user
             raise UsageError(
                 f"holds a fine-tuning with another {option} ({json.dumps(earlier.get(name))}); give the same, choose "
                 "another name, or overwrite it with --force",
                 where=out,
             )
+
+
+def _what_counts(field: str, identity: Mapping[str, Any]) -> object:
+    """The value of a field by which calls are told apart."""
+    value = identity.get(field) or None
+    if field == "set" and value:
+        value = [override for override in value if not _is_free(override)]
+    return value or None
+
+
+def _is_free(override: str) -> bool:
+    return override.partition("=")[0] in FREE
 
 
 def clear(out: Path) -> None:

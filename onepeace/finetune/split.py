@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from onepeace.evaluate.protocols.protocol import encode
 from onepeace.evaluate.ranking import FILE, GROUP
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
-from onepeace.finetune.own_data import OwnData, check_enough, media_of, plural
+from onepeace.finetune.own_data import OwnData, check_enough, media_of, plural, without_contradictions
 from onepeace.index.groups import connected
 
 MODEL = "tiny-fast"
@@ -39,11 +39,7 @@ BLOCK = 1024
 """Files that are compared with all others at once."""
 
 
-def assign_groups(
-    data: OwnData,
-    source: Path,
-    pattern: str | None = None,
-) -> int:
+def assign_groups(data: OwnData, source: Path, pattern: str | None = None) -> None:
     """Store the number of its group and the name of its file in the targets of every record.
 
     Records are joined, also transitively, if they share a file, or are near copies by the vectors of `MODEL`; with a
@@ -52,9 +48,6 @@ def assign_groups(
     Args:
         source: the folder or table of the files; the pattern is matched against paths relative to it.
         pattern: a regular expression; its first group is compared, or the whole match if it has no group.
-
-    Returns:
-        The number of groups.
 
     Raises:
         UsageError: not a regular expression, or one that matches no path.
@@ -67,12 +60,10 @@ def assign_groups(
         pairs += _pairs_of_near_copies(records)
     else:
         pairs += _pairs_with_common_text(_matched_texts(pattern, paths))
-    groups = connected(len(records), pairs)
-    for number, members in enumerate(groups):
+    for number, members in enumerate(connected(len(records), pairs)):
         for index in members:
             records[index].targets[GROUP] = number
             records[index].targets[FILE] = paths[index][0]
-    return len(groups)
 
 
 def _relative_paths(record: Record, top: Path) -> list[str]:
@@ -148,37 +139,25 @@ FEWEST_TO_CHOOSE = 12
 SUMMARY = "parts.json"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Samples, and the part in which each of their groups is."""
+Parts = dict[str, dict[tuple[str, ...], list[Record]]]
+"""Samples by part and modalities; `CHOOSE` is lacking if it would have fewer than `FEWEST_TO_CHOOSE` samples."""
 
-    data: OwnData
-    part_of_group: dict[int, str]
-    parts: tuple[str, ...]
-    """Names of the parts; `CHOOSE` is lacking if it would have fewer than `FEWEST_TO_CHOOSE` samples."""
 
-    @classmethod
-    def of(cls, data: OwnData) -> "Split":
-        """Split grouped data: a fifth is held out, and a fifth of the rest is to choose by."""
-        rest, held_out = hold_out(data.all_records)
-        train, choose = hold_out(rest)
-        records_by_part = {VAL: held_out, TRAIN: train, CHOOSE: choose}
-        if len(choose) < FEWEST_TO_CHOOSE:
-            records_by_part = {VAL: held_out, TRAIN: rest}
-        part_of_group = {}
-        for part, records in records_by_part.items():
-            for record in records:
-                part_of_group[record.targets[GROUP]] = part
-        return cls(data, part_of_group, tuple(records_by_part))
-
-    def records(self, part: str, modalities: tuple[str, ...]) -> list[Record]:
-        """The samples of a part with these modalities."""
-        samples = self.data.records[modalities]
-        return [record for record in samples if self.part_of_group[record.targets[GROUP]] == part]
-
-    def is_complete(self, modalities: tuple[str, ...]) -> bool:
-        """Whether some samples with these modalities are trained on, and some are held out."""
-        return bool(self.records(TRAIN, modalities) and self.records(VAL, modalities))
+def parts_of(data: OwnData) -> Parts:
+    """Split grouped data: a fifth is held out, and a fifth of the rest is to choose by."""
+    rest, held_out = hold_out(data.all_records)
+    train, choose = hold_out(rest)
+    records_by_part = {VAL: held_out, TRAIN: train, CHOOSE: choose}
+    if len(choose) < FEWEST_TO_CHOOSE:
+        records_by_part = {VAL: held_out, TRAIN: rest}
+    part_of_group = {}
+    for part, records in records_by_part.items():
+        part_of_group.update({record.targets[GROUP]: part for record in records})
+    parts: Parts = {part: {keys: [] for keys in data.records} for part in records_by_part}
+    for keys, records in data.records.items():
+        for record in records:
+            parts[part_of_group[record.targets[GROUP]]][keys].append(record)
+    return parts
 
 
 def hold_out(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -282,40 +261,36 @@ class SplitSummary:
 
 
 def read_summary(folder: Path) -> SplitSummary:
-    """Read the contents of the shards of a folder.
+    """Read the contents of the shards of a folder; fields of a later version are ignored.
 
     Raises:
-        UserError: the file is of another version.
+        UserError: a field is lacking, or has a wrong value.
     """
     path = folder / SUMMARY
     content = json.loads(path.read_text(encoding="utf-8"))
-    return build(SplitSummary, content, str(path))
+    known = {field.name for field in fields(SplitSummary)}
+    return build(SplitSummary, {name: value for name, value in content.items() if name in known}, str(path))
 
 
-def divide(
-    data: OwnData,
-    source: Path,
-    pattern: str | None,
-) -> tuple[Split, SplitSummary]:
-    """Group and split the data, without modalities of which there are too few samples.
+def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[Parts, SplitSummary]:
+    """Group and split the data, without files that have several labels, and without modalities of too few samples.
+
+    Whether labels are used, and all that follows from it, is decided by what is left.
 
     Raises:
         UserError: nothing can be held out, or too little is left.
     """
-    num_groups = assign_groups(data, source, pattern)
-    split = Split.of(data)
-    too_few = [modalities for modalities in data.records if not split.is_complete(modalities)]
-    if too_few:
-        split = Split.of(_without(data, too_few, source, pattern))
-    return split, _summary(split, num_groups, pattern)
+    assign_groups(data, source, pattern)
+    data = without_contradictions(data)
+    parts = parts_of(data)
+    while too_few := [keys for keys in data.records if not parts[TRAIN][keys] or not parts[VAL][keys]]:
+        data = without_contradictions(_without(data, too_few, source, pattern))
+        parts = parts_of(data)
+    check_enough(source, data)
+    return parts, _summary(data, parts, pattern)
 
 
-def _without(
-    data: OwnData,
-    too_few: Collection[tuple[str, ...]],
-    source: Path,
-    pattern: str | None,
-) -> OwnData:
+def _without(data: OwnData, too_few: Collection[tuple[str, ...]], source: Path, pattern: str | None) -> OwnData:
     kept = {modalities: records for modalities, records in data.records.items() if modalities not in too_few}
     if not kept:
         reason = "near copies of one another; give --group a" if pattern is None else "one --group; give it another"
@@ -330,27 +305,19 @@ def _without(
         samples = f"{len(records)} {plural(modalities, not data.labels)}"
         reason = f"{samples} are too few, or too much alike, to hold some out"
         left_out += [Skipped(record.name, reason) for record in records]
-    remaining = OwnData(kept, left_out)
-    check_enough(source, remaining)
-    return remaining
+    return OwnData(kept, left_out, data.unpacked)
 
 
-def _summary(
-    split: Split,
-    num_groups: int,
-    pattern: str | None,
-) -> SplitSummary:
-    data = split.data
+def _summary(data: OwnData, parts: Parts, pattern: str | None) -> SplitSummary:
     counts = {}
-    held_out_labels: set[str | None] = set()
-    for modalities in data.records:
-        for part in split.parts:
-            counts[f"{part}/{'+'.join(modalities)}"] = len(split.records(part, modalities))
-        held_out_labels.update(record.label for record in split.records(VAL, modalities))
+    for keys in data.records:
+        for part, records in parts.items():
+            counts[f"{part}/{'+'.join(keys)}"] = len(records[keys])
+    held_out_labels = {record.label for records in parts[VAL].values() for record in records}
     return SplitSummary(
         files=data.described(),
         counts=counts,
-        groups=num_groups,
+        groups=len({record.targets[GROUP] for record in data.all_records}),
         labels=data.labels,
         not_held_out=[label for label in data.labels if label not in held_out_labels],
         left_out=[list(skipped) for skipped in data.left_out],
@@ -358,21 +325,17 @@ def _summary(
     )
 
 
-def write_shards(
-    split: Split,
-    summary: SplitSummary,
-    folder: Path,
-) -> None:
+def write_shards(parts: Parts, summary: SplitSummary, folder: Path) -> None:
     """Write the parts below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
     Files are copied unchanged. If the process is killed, the output is not used: shards appear only when complete, and
     parts.json, which describes them, is written last.
     """
-    for modalities in split.data.records:
-        name = "+".join(modalities)
-        for part in split.parts:
+    for part, records_by_kind in parts.items():
+        for keys, records in records_by_kind.items():
+            name = "+".join(keys)
             with new_shards(folder / part, name) as writer:
-                for number, record in enumerate(split.records(part, modalities)):
+                for number, record in enumerate(records):
                     _write_sample(writer, f"{name}_{number:08d}", record)
     content = json.dumps(asdict(summary), ensure_ascii=False, indent=1)
     write_text_atomic(folder / SUMMARY, f"{content}\n")

@@ -103,8 +103,7 @@ def test_data_set_is_divided_by_group(finetune, tmp_path):
 def test_head_learns_classes_of_folders_and_predicts(sounds_in_classes, finetune, out, capsys):
     text, err = finetune(sounds_in_classes, "schedule.steps=60")
 
-    assert "the classes to learn are low, middle, piercing\n" in err
-    assert "each folder is taken as a class; " in err
+    assert "the classes to learn are low, middle, piercing; each folder is taken as a class; " in err
     assert "audio by head" in text
     assert "audio by words" in text
     assert "top-5" not in text  # of three classes
@@ -117,6 +116,22 @@ def test_head_learns_classes_of_folders_and_predicts(sounds_in_classes, finetune
     assert main(["classify", str(sound), "--model", str(out / "model"), "--json"]) == 0
     prediction = json.loads(capsys.readouterr().out)
     assert prediction["labels"][0]["label"] in ("low", "middle", "piercing")
+
+
+@pytest.mark.usefixtures("no_near_copies")
+def test_labels_are_said_to_be_used_when_they_are(sounds_in_classes, captions_table, finetune, out, monkeypatch):
+    """A picture without a label is alone of its kind, and left out; the labels of the sounds are learned."""
+    rows = [(path, "", path.parent.name, "") for path in sorted(sounds_in_classes.rglob("*.wav"))]
+    rows.append(("", captions_table.parent / "red0.png", "", "a red square"))
+    table = write_table(out.parent / "table.csv", ("audio", "image", "label", "text"), *rows)
+    monkeypatch.setattr(running, "train", lambda recipe: 1 / 0)
+
+    err = finetune(table, code=1).err
+
+    assert "labels are not used" not in err
+    assert "36 sounds in 3 classes; 1 left out: " in err
+    assert "the classes to learn are low, middle, piercing\n" in err
+    assert read_summary(out / "data").groups == 36
 
 
 def test_near_copies_lie_in_one_part(samples, finetune, tmp_path, out):

@@ -10,6 +10,7 @@ from support.finetuning import QUICK, write_table
 
 from onepeace.files import atomic
 from onepeace.finetune import run as running
+from onepeace.finetune.answers import read_answers
 from onepeace.finetune.run import FIELDS, IDENTITY
 from onepeace.train.logging import read_log
 
@@ -59,11 +60,37 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
 def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeypatch):
     finetune(captions_table)
     monkeypatch.setattr(running, "train", lambda recipe: 1 / 0)
-    monkeypatch.setattr(running.FineTuning, "_measure", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(running, "answers", lambda *arguments, **options: 1 / 0)
 
     finetune(captions_table)
     err = finetune(captions_table, "schedule.steps=9", code=2).err
     assert f"another a.b=value ({json.dumps(QUICK)});" in err
+
+
+def test_folder_of_an_older_version_is_resumed(captions_table, finetune, begun):
+    """Its version had no --column and --split, had an option of its own, and wrote other answers."""
+    identity = json.loads((begun / IDENTITY).read_text())
+    for option in ("columns", "split"):
+        del identity[option]
+    (begun / IDENTITY).write_text(json.dumps({**identity, "shuffle": True}))
+    parts = begun / "data" / "parts.json"
+    parts.write_text(json.dumps({**json.loads(parts.read_text()), "colours": 4}))
+    (begun / "before.jsonl").write_text('{"ranks": [1]}\n')
+
+    err = finetune(captions_table, code=1).err
+
+    assert "the parts of an earlier call are used" in err
+    assert len(read_answers(begun / "before.jsonl")) == 2
+    err = finetune(captions_table, "--column", "text=sentence", code=2).err
+    assert "another --column ({})" in err
+
+
+def test_resuming_call_may_change_what_the_result_does_not_depend_on(captions_table, finetune, begun):
+    """Such as less memory, after the first call had too little."""
+    finetune(captions_table, "run.recompute=blocks", code=1)
+    assert json.loads((begun / "settings.json").read_text())["run"]["recompute"] == "blocks"
+    err = finetune(captions_table, "seed=2", code=2).err
+    assert "another a.b=value" in err
 
 
 def test_second_process_in_a_folder_is_refused(captions_table, finetune, out, monkeypatch):
@@ -99,14 +126,14 @@ def test_too_few_items_are_refused(captions_table, finetune, out, tmp_path):
     assert not out.exists()
 
 
-def test_folders_are_said_to_be_classes_before_a_small_one_is_refused(captions_table, finetune, tmp_path):
+def test_folders_are_said_to_be_classes_when_a_small_one_is_refused(captions_table, finetune, tmp_path):
     pictures = sorted(captions_table.parent.glob("*.png"))
     for name, count in (("Home", 20), ("Work", 4)):
         (tmp_path / "albums" / name).mkdir(parents=True)
         for number in range(count):
             shutil.copy(pictures[number % len(pictures)], tmp_path / "albums" / name / f"{number}.png")
-    *said, error = finetune(tmp_path / "albums", code=1).err.splitlines(keepends=True)
-    assert "each folder is taken as a class" in said[-1]
+    _, error = finetune(tmp_path / "albums", code=1).err.splitlines(keepends=True)
+    assert "each folder is taken as a class" in error
     assert_one_line(error, "class 'Work' has 4 usable items")
 
 

@@ -28,12 +28,14 @@ def label_of(name):
     return name.partition("/")[0]
 
 
-def files_of(split):
+def files_of(parts):
     """Names of the files by part."""
-    files = {}
-    for part in split.parts:
-        files[part] = {record.targets["file"] for record in split.records(part, KIND)}
-    return files
+    return {part: {record.targets["file"] for record in records[KIND]} for part, records in parts.items()}
+
+
+def num_groups(data, pattern=None):
+    assign_groups(data, TABLE, pattern)
+    return len({record.targets["group"] for record in data.all_records})
 
 
 def frames(num_videos, num_frames):
@@ -62,7 +64,7 @@ def test_near_copies_are_joined_through_others(monkeypatch):
 
     data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
 
-    assert assign_groups(data, TABLE) == 8
+    assert num_groups(data) == 8
     assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
@@ -70,11 +72,11 @@ PATTERN = r"(\w+/video\d+)-"
 
 
 def test_group_lies_in_one_part_and_each_class_in_all():
-    split, summary = divide(own_data(frames(10, 10)), TABLE, PATTERN)
+    parts, summary = divide(own_data(frames(10, 10)), TABLE, PATTERN)
 
     num_files = {}
     num_videos = 0
-    for part, names in files_of(split).items():
+    for part, names in files_of(parts).items():
         num_files[part] = len(names)
         assert {label_of(name) for name in names} == {"cat", "dog"}
         num_videos += len({name.partition("-")[0] for name in names})
@@ -84,17 +86,17 @@ def test_group_lies_in_one_part_and_each_class_in_all():
 
 def test_split_does_not_depend_on_order_and_folder():
     names = frames(10, 10)
-    split, _ = divide(own_data(names), TABLE, PATTERN)
+    parts, _ = divide(own_data(names), TABLE, PATTERN)
     moved = own_data(reversed(names), "/moved")
-    split_of_moved, _ = divide(moved, Path("/moved/table.csv"), PATTERN)
-    assert files_of(split_of_moved) == files_of(split)
+    parts_of_moved, _ = divide(moved, Path("/moved/table.csv"), PATTERN)
+    assert files_of(parts_of_moved) == files_of(parts)
 
 
 def test_pattern_compares_its_group_or_all_of_it():
     names = frames(2, 15)
-    assert assign_groups(own_data(names), TABLE, r"video(\d+)") == 2
-    assert assign_groups(own_data(names), TABLE, r".*video\d+") == 4
-    assert assign_groups(own_data(names), TABLE, ".*") == 60
+    assert num_groups(own_data(names), r"video(\d+)") == 2
+    assert num_groups(own_data(names), r".*video\d+") == 4
+    assert num_groups(own_data(names), ".*") == 60
 
 
 @pytest.mark.parametrize("pattern", ["nothing", "("])
@@ -105,9 +107,9 @@ def test_pattern_that_matches_nothing_or_is_none(pattern):
 
 def test_class_of_one_group_is_not_held_out():
     names = [*frames(5, 8), *(f"owl/video0-{i}.jpg" for i in range(20))]
-    split, summary = divide(own_data(names), TABLE, r"\w+/video\d+")
+    parts, summary = divide(own_data(names), TABLE, r"\w+/video\d+")
     assert summary.not_held_out == ["owl"]
     assert "owl" in summary.described()
-    assert not any(name.startswith("owl") for name in files_of(split)["val"])
+    assert not any(name.startswith("owl") for name in files_of(parts)["val"])
     with pytest.raises(UserError, match="--group"):
         divide(own_data(names), TABLE, ".*video")
