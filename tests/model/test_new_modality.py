@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onepeace.cli import main
 from onepeace.model import ADAPTERS
 from onepeace.processors import PROCESSORS
 
@@ -73,6 +75,25 @@ def test_index_lists_a_broken_file_and_finds_the_others(command, trained, paths,
     code, out, _ = command("search", tmp_path / "index", "nodding", "--top", 1, model=trained)
     assert code == 0
     assert "new4.imu" in out
+
+
+def test_fine_tuning_by_class(example, trained, tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    for kind in list(example.KINDS)[:2]:
+        for number in range(10):
+            path = tmp_path / "own" / kind / f"{number}.imu"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(example.readings(kind, rng))
+
+    call = ["finetune", tmp_path / "own", "-o", tmp_path / "out", "--model", trained, "schedule.steps=1"]
+    code = main([str(argument) for argument in call])
+    out, err = capsys.readouterr()
+
+    assert code == 0, err
+    assert "20 motion in 2 classes" in err
+    assert "motion by words" in out
+    assert "motion by head" in out
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_import_option_classifies(trained, paths):

@@ -144,7 +144,7 @@ class EvaluationProtocol(Items, ABC):
 
         Args:
             embedder: has encode_text and encode_<modality>, each of which maps a list (of texts; of encoded file
-                bytes) to (n, E) unit vectors in the same order.
+                bytes) to (n, E) unit vectors in the same order; or encode, for lists of {modality: item}.
 
         Raises:
             UserError: no shards, a sample that lacks something, a file that cannot be decoded.
@@ -153,10 +153,14 @@ class EvaluationProtocol(Items, ABC):
 
 def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
     """The embedder's vectors (n, E) of one modality in float32; an output of another shape is a ValueError."""
-    vectors = results_of(getattr(embedder, f"encode_{modality}"), list(items))
+
+    def encode_any(items: Sequence[Any]) -> Any:
+        return embedder.encode([{modality: item} for item in items])
+
+    vectors = results_of(getattr(embedder, f"encode_{modality}", encode_any), list(items))
     vectors = as_array(vectors).astype(np.float32, copy=False)
     if vectors.ndim != 2 or len(vectors) != len(items):
-        raise ValueError(f"encode_{modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
+        raise ValueError(f"encode of {modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
     return vectors
 
 
