@@ -26,8 +26,6 @@ class Ranking:
     """Name of its figures, with "{k}": "text to image R@{k}", "top-{k} of 5"."""
     at: tuple[int, ...]
     """The k of its figures."""
-    modality: str
-    """Modality of the queries."""
     candidates: int
     ranks: list[int]
     """Rank of the best right candidate of each query, from 1; see `best_ranks`."""

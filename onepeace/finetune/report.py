@@ -159,7 +159,7 @@ def _search_errors(before: Answers, after: Answers) -> Table:
     """The queries that rank what belongs to them lowest."""
     wrong = [number for number, rank in enumerate(after.ranks) if rank > 1]
     wrong.sort(key=lambda number: -after.ranks[number])
-    rows: list[Row] = [(after.modality, "place before", "place after")]
+    rows: list[Row] = [("query", "place before", "place after")]
     for number in wrong[:ERRORS]:
         rows.append((after.names[number], str(before.ranks[number]), str(after.ranks[number])))
     title = f"{_counted(wrong)}, whose own item is not the first, the worst first: {after.set}, {after.metric_at(1)}"

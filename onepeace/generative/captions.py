@@ -216,7 +216,6 @@ class Captions(EvaluationProtocol):
                     [[number] for number in range(len(samples))],
                     metric=f"caption to {self.modality} R@{{k}}{suffix}",
                     at=self.at,
-                    modality="text",
                     groups=groups_of(samples),
                     names=texts,
                 )

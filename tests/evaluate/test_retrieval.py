@@ -74,7 +74,7 @@ def test_blocks_do_not_change_the_ranks(monkeypatch):
     random = np.random.default_rng(0)
     texts = random.normal(size=(10, 3))
     items = random.normal(size=(5, 3))
-    facts = {"metric": "R@{k}", "at": (1, 2), "modality": "text", "groups": range(10), "names": []}
+    facts = {"metric": "R@{k}", "at": (1, 2), "groups": range(10), "names": []}
 
     def ranks():
         return ranking.search(texts, items, [[text // 2] for text in range(10)], **facts).ranks
@@ -96,7 +96,5 @@ def test_blocks_do_not_change_the_ranks(monkeypatch):
     ],
 )
 def test_figures_that_are_always_100_percent_are_left_out(at, candidates, ks):
-    result = Ranking(
-        metric="top-{k}", at=at, modality="image", candidates=candidates, ranks=[1], right=[1], groups=[0], names=["a"]
-    )
+    result = Ranking(metric="top-{k}", at=at, candidates=candidates, ranks=[1], right=[1], groups=[0], names=["a"])
     assert [figure.metric for figure in result.figures()] == [f"top-{k}" for k in ks]

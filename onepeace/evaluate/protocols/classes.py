@@ -97,7 +97,6 @@ class ZeroShot(ClassNames):
             [[numbers[label]] for label in labels],
             metric=f"top-{{k}} of {len(names)}",
             at=self.at,
-            modality=self.modality,
             groups=groups_of(samples),
             names=names_of(samples),
             labels=labels,

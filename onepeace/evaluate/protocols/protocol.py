@@ -160,7 +160,9 @@ def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
     vectors = results_of(getattr(embedder, f"encode_{modality}", encode_any), list(items))
     vectors = as_array(vectors).astype(np.float32, copy=False)
     if vectors.ndim != 2 or len(vectors) != len(items):
-        raise ValueError(f"encode of {modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
+        raise ValueError(
+            f"encode of {modality} returned {vectors.shape} for {len(items)} items; expected (items, width)"
+        )
     return vectors
 
 

@@ -47,7 +47,6 @@ class TaskHead(EvaluationProtocol):
             targets=[sample.targets[metric.target] for sample in samples],
             labels=labels,
             samples=samples,
-            modality=self.modality,
         )
         results = [*metric.figures(predictions)]
         right = figures_of(results)[0].per_query

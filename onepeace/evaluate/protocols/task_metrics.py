@@ -30,12 +30,10 @@ class Predictions(NamedTuple):
     """Class names of the head; empty if it has none."""
     samples: Sequence[Sample]
     """(n)"""
-    modality: str = ""
-    """Modality that the head reads."""
 
 
 def _accuracy(predictions: Predictions) -> list[Ranking]:
-    results, targets, labels, samples, _ = predictions
+    results, targets, labels, samples = predictions
     for target in targets:
         if target not in labels:
             raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
@@ -44,7 +42,6 @@ def _accuracy(predictions: Predictions) -> list[Ranking]:
     ranking = Ranking(
         metric=f"top-{{k}} of {len(labels)}",
         at=(1, 5),
-        modality=predictions.modality,
         candidates=len(labels),
         ranks=best_ranks(_scores(predictions), correct(right, len(labels))).tolist(),
         right=[1] * len(targets),
@@ -80,7 +77,7 @@ def _tags(predictions: Predictions) -> list[Figure]:
 def _answers(predictions: Predictions) -> list[Figure]:
     """VQA accuracy: the score of the answer in the target (released code), or with the answers of ten annotators the
     official one."""
-    results, targets, labels, samples, _ = predictions
+    results, targets, labels, samples = predictions
     scores = []
     for result, target, sample in zip(results, targets, samples, strict=True):
         annotations = sample.targets.get("annotations")
