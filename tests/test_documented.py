@@ -174,7 +174,7 @@ def test_filter_field_is_in_the_description_of_the_search_tool():
 
 def test_routes_of_the_api_are_those_of_the_guide():
     api = pytest.importorskip("support.api")
-    paths = api.create_app(SimpleNamespace(limits=api.LIMITS)).openapi()["paths"]
+    paths = api.create_app(api.Service(SimpleNamespace())).openapi()["paths"]
     routes = {f"{method.upper()} {path.replace('{id_}', 'ID')}" for path in paths for method in paths[path]}
     documented_routes = set()
     for row in re.findall(r"^\| (`(?:GET|POST) /.*?) \|", read(DOCS / "guide" / "serve.md"), re.MULTILINE):

@@ -17,6 +17,7 @@ from onepeace.index.filters import FIELDS
 
 if TYPE_CHECKING:
     from onepeace.index import Hit, Index, Query, Report, Results
+    from onepeace.index.encoder import Encode
 
 PARTS = {
     "text": ("TEXT", "search by text"),
@@ -202,9 +203,11 @@ def _no_query(paths: list[str]) -> UsageError:
 
 
 @contextmanager
-def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
+def open_index(
+    args: argparse.Namespace, encode: "Encode | None" = None
+) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
     """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed, or
-    all that failed if it has no others."""
+    all that failed if it has no others. See `Index.open` for `encode`."""
     from onepeace.index import Index
 
     opening = {"model": args.model, "device": args.device}
@@ -212,7 +215,7 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
         folder, report = _updated(args, stack, opening)
         if report is not None and report.embedder is not None:
             opening["model"] = report.embedder
-        index = stack.enter_context(Index.open(folder, **opening))
+        index = stack.enter_context(Index.open(folder, **opening, encode=encode))
         problems = report.problems if report is not None else []
         is_empty = not any(True for _ in index.items())  # to count them takes longer
         yield index, index.problems() if is_empty else problems

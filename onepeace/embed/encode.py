@@ -209,24 +209,19 @@ class Encoding:
     def results(self, items: Iterable[object]) -> Generator[Embedded, None, None]:
         """Decode, compute, scatter the vectors to their items, and yield the results of the first items when done."""
         ahead = LONG_ITEMS_AHEAD if self.is_cut else 4 * self.batch_size
-        dtype = self.embedder.dtype
-        with closing(decode_ahead(items, self._read, ahead=ahead)) as decoded:
+        with closing(decode_ahead(items, self.read, ahead=ahead)) as decoded:
             batches = self._batches(decoded)
-            computing = compute_ahead(batches, self._compute, self.workers, splits_single=self.embedder.is_large)
+            computing = compute_ahead(batches, self.compute, self.workers, splits_single=self.embedder.is_large)
             with closing(computing) as computed:
                 for batch, vectors in computed:
-                    for sample, vector in zip(batch, vectors, strict=True):
-                        sample.tensor = vector
-                        sample.item.num_missing -= 1
-                        if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
-                            sample.item.error = UserError(f"the model gives NaN for it; {remedy_for_nan(dtype)}")
+                    self.scatter(batch, vectors)
                     while self.waiting and (self.waiting[0].error is not None or not self.waiting[0].num_missing):
                         item = self.waiting.popleft()
                         result = item.result(windows=self.is_cut)
                         item.parts.clear()  # they refer to it: a reference cycle would be freed late
                         yield result
 
-    def _read(self, item: object) -> list[Part]:
+    def read(self, item: object) -> list[Part]:
         """The decoded parts of one item."""
         if isinstance(item, CompositeItem):
             return item.parts(self.pieces)
@@ -279,8 +274,8 @@ class Encoding:
         share = batch_per_worker(self.batch_size, self.workers)
         return batches_of(block, lambda sample: processors[sample.modality].size(sample.tensor), share, self.workers)
 
-    def _compute(self, batch: list[Sample]) -> Iterable[Tensor]:
-        """The vectors (B, E) of a batch."""
+    def compute(self, batch: list[Sample]) -> Iterable[Tensor]:
+        """The vectors (B, E) of a batch of one modality."""
         if not batch:
             return []
         modality = batch[0].modality
@@ -290,3 +285,11 @@ class Encoding:
             outputs = self.embedder.module({modality: inputs})[modality]
             vectors = F.normalize(outputs.float().cpu(), dim=1)
         return vectors.clone()  # outside inference mode, so that the vectors can be used in training
+
+    def scatter(self, batch: list[Sample], vectors: Iterable[Tensor]) -> None:
+        """Give the vectors of a batch to its samples."""
+        for sample, vector in zip(batch, vectors, strict=True):
+            sample.tensor = vector
+            sample.item.num_missing -= 1
+            if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
+                sample.item.error = UserError(f"the model gives NaN for it; {remedy_for_nan(self.embedder.dtype)}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from onepeace.index import Item
-    from onepeace.serve.app import InTurn
+    from onepeace.serve.endpoints import InTurn
     from onepeace.serve.mcp import Tools
     from onepeace.serve.service import Service
 
@@ -68,7 +68,7 @@ class AskRequest(Fields):
     question: StrictStr = ""
 
 
-def add_ask(app: "FastAPI", service: "Service", decoding: "InTurn") -> None:
+def add_ask(app: "FastAPI", service: "Service", in_turn: "InTurn") -> None:
     """Add the route /ask to an application."""
     from onepeace.serve.responses import AsciiJSON
 
@@ -82,7 +82,7 @@ def add_ask(app: "FastAPI", service: "Service", decoding: "InTurn") -> None:
 
     @app.post("/ask", summary="Caption a file of the index, or answer a question about it")
     async def ask(request: AskRequest) -> Any:
-        return AsciiJSON(await decoding(lambda: answer(request)))
+        return AsciiJSON(await in_turn(lambda: answer(request)))
 
 
 class WritingTools:

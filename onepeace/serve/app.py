@@ -1,42 +1,50 @@
-"""The FastAPI application: the JSON API, and the web page at /.
+"""The FastAPI application: the JSON API, and with an index the web page at /.
 
 Embeddings in the format of OpenAI's /v1/embeddings, extended to images and sounds as base64 data; search;
 classification; files of the index by number. `endpoints` computes the answers, `responses` writes them.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+import inspect
+import os
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi import Query as Parameter
 from fastapi.responses import FileResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import FiniteFloat
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
 
 from onepeace import __version__
 from onepeace.extensions import Table
 from onepeace.serve import endpoints, media
+from onepeace.serve.endpoints import InTurn
 from onepeace.serve.guard import Guard
+from onepeace.serve.limits import Limits
+from onepeace.serve.model import ModelService
+from onepeace.serve.observe import Metrics, Observer
 from onepeace.serve.requests import (
     ClassifyRequest,
     EmbeddingsRequest,
     FilterRequest,
     Number,
     SearchRequest,
+    read_body,
 )
 from onepeace.serve.responses import FILE_HEADERS, AsciiJSON, answer_errors, file_response
 from onepeace.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
-HEAVY = 4
-"""Requests with images or sounds that are decoded at the same time. Further ones wait; text searches do not."""
+DECODING = max(4, os.cpu_count() or 1)
+"""Requests with images, sounds or many texts that are decoded at the same time. Further ones wait; short texts do
+not."""
 
-Answer = Callable[[], Any]
-InTurn = Callable[[Answer], Awaitable[Any]]
 ROUTES: Table[Callable[[FastAPI, Service, InTurn], None]] = Table({"ask": "onepeace.generative.serving.add_ask"})
 """Functions that add routes beside those of this file."""
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="position in a video, in seconds")]
@@ -44,12 +52,20 @@ Path_ = Annotated[str, Parameter(max_length=4096, description="path of a file of
 Words = Annotated[str, Parameter(max_length=200, description="a part of the name of a file or folder")]
 
 
-def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: str | None = None) -> FastAPI:
+def create_app(
+    service: ModelService,
+    *,
+    hosts: Collection[str] = ("*",),
+    keys: Collection[str] = (),
+    origins: Collection[str] = (),
+) -> FastAPI:
     """Create the application.
 
     Args:
+        service: a `Service` of an index, or one of a model alone, whose application has no search and no page.
         hosts: allowed host names of requests, "*" = any.
-        password: required from clients; None = no password.
+        keys: passwords of which clients need one; none = no password.
+        origins: sites whose pages may send requests, such as "https://example.org".
     """
     app = FastAPI(
         title="onepeace",
@@ -59,55 +75,92 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
         docs_url=None,  # FastAPI's own pages load their scripts from other hosts
         redoc_url=None,
     )
+    app.router.route_class = _route_class(service.limits)
     answer_errors(app)
-    app.add_middleware(Guard, password=password, max_body=service.limits.body)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)  # before Guard
-    decoding = _in_turn(CapacityLimiter(HEAVY))
-    _add_model(app, service, decoding)
-    _add_search(app, service, decoding)
-    _add_files(app, service)
-    _add_page(app)
-    for name in ROUTES:
-        ROUTES[name](app, service, decoding)
+    metrics = Metrics(service.queues.waiting)
+    service.queues.observe_batch = metrics.observe_batch
+    app.add_middleware(Guard, hosts=hosts, keys=keys, origins=origins, limits=service.limits)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Observer, metrics=metrics)  # before the others
+    in_turn = _in_turn(CapacityLimiter(DECODING))
+    _add_model(app, service, in_turn)
+    _add_state(app, metrics)
+    if isinstance(service, Service):
+        _add_search(app, service, in_turn)
+        _add_files(app, service)
+        _add_page(app)
+        for name in ROUTES:
+            ROUTES[name](app, service, in_turn)
     return app
 
 
 def _in_turn(limiter: CapacityLimiter) -> InTurn:
-    """Function that computes answers in threads, so many at the same time as the limiter lets."""
+    """Function that runs others in threads, so many at the same time as the limiter lets."""
 
-    async def answer(function: Answer) -> Any:
+    async def run(function: Callable[[], Any]) -> Any:
         return await anyio.to_thread.run_sync(function, limiter=limiter)
 
-    return answer
+    return run
 
 
-def _add_model(app: FastAPI, service: Service, decoding: InTurn) -> None:
+def _route_class(limits: Limits) -> type[APIRoute]:
+    """Class of the routes of an application. FastAPI describes a body; it is read here, in a third of the time."""
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            if self.body_field is None:
+                return super().get_route_handler()
+            model, *others = inspect.signature(self.endpoint).parameters.values()
+
+            async def handle(request: Request) -> Response:
+                asked = read_body(model.annotation, await request.body(), request.headers.get("content-type"), limits)
+                return await self.endpoint(asked, *[request] * len(others))
+
+            return handle
+
+    return Route
+
+
+def _add_model(app: FastAPI, service: ModelService, in_turn: InTurn) -> None:
     """Endpoints that return what the model says about the content of a request."""
-
-    @app.get("/health", summary="Health check")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
 
     @app.get("/v1/models", summary="The model and the dimension of its embeddings")
     def models() -> Any:
         return AsciiJSON(endpoints.models(service))
 
     @app.post("/v1/embeddings", summary="Unit vectors of texts, images and sounds")
-    async def embeddings(request: EmbeddingsRequest) -> Any:
-        return AsciiJSON(await decoding(lambda: endpoints.embeddings(service, request)))
+    async def embeddings(request: EmbeddingsRequest, connection: Request) -> Any:
+        return AsciiJSON(await endpoints.embeddings(service, request, in_turn, connection.receive))
 
     @app.post("/classify", summary="Zero-shot classification of an image, a sound or a text")
     async def classify(request: ClassifyRequest) -> Any:
-        return AsciiJSON(await decoding(lambda: endpoints.classify(service, request)))
+        return AsciiJSON(await in_turn(lambda: endpoints.classify(service, request)))
 
 
-def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
+def _add_state(app: FastAPI, metrics: Metrics) -> None:
+    """Endpoints for those who look after the server; they are answered however much there is to do."""
+
+    @app.get("/health", summary="Whether the server is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Whether the model is loaded")
+    async def ready() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def metrics_of_now() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_search(app: FastAPI, service: Service, in_turn: InTurn) -> None:
     """Endpoints that find files, and describe what there is to find."""
 
     @app.post("/search", summary="The files of the index nearest to a query")
     async def search(request: SearchRequest) -> Any:
         if request.image or request.audio:
-            return AsciiJSON(await decoding(lambda: endpoints.search(service, request)))
+            return AsciiJSON(await in_turn(lambda: endpoints.search(service, request)))
         return AsciiJSON(await anyio.to_thread.run_sync(endpoints.search, service, request))
 
     @app.get("/about", summary="File counts, the model, and its tasks")
@@ -115,8 +168,8 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
         return AsciiJSON(service.about())
 
     @app.post("/timeline", summary="Numbers of files by year, month or day, and by kind")
-    def timeline(request: FilterRequest) -> Any:
-        return AsciiJSON(endpoints.timeline(service, request))
+    async def timeline(request: FilterRequest) -> Any:
+        return AsciiJSON(await anyio.to_thread.run_sync(endpoints.timeline, service, request))
 
     @app.get("/names", summary="Files and folders whose names have a text")
     def names(q: Words) -> Any:
@@ -133,7 +186,7 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
 
 def _add_files(app: FastAPI, service: Service) -> None:
     """Endpoints that send files of the index."""
-    drawing = _in_turn(CapacityLimiter(HEAVY))
+    drawing = _in_turn(CapacityLimiter(DECODING))
 
     @app.head("/files/{id_}", include_in_schema=False)
     @app.get("/files/{id_}", summary="A file of the index", response_class=Response)

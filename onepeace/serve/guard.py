@@ -1,21 +1,26 @@
-"""Middleware that checks every request before its content is read: its origin, password and size.
+"""Middleware that checks every request before its content is read: its origin, key and size, and what is under way.
 
-A web page in a browser can send requests to servers on the same machine. So a server without a password accepts only
-host names of this machine (Starlette's TrustedHostMiddleware), and no server accepts requests from pages of other
-sites. On addresses that others reach, every request needs a password, as HTTP Basic (any user name) or as a Bearer
-token. Response headers forbid the browser to load anything from another host.
+A web page in a browser can send requests to servers on the same machine. So a server without a key accepts only host
+names of this machine, and no server accepts requests from pages of other sites but those that are named. On addresses
+that others reach, every request needs a key, as HTTP Basic (any user name) or as a Bearer token. Response headers
+forbid the browser to load anything from another host.
 """
 
 import base64
 import binascii
 import hmac
+from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = {"/health"}
-"""Paths that need no password."""
+from onepeace.serve.limits import Limits
+
+OPEN = {"/health", "/ready"}
+"""Paths that need no key."""
+ALWAYS = {*OPEN, "/metrics"}
+"""Paths that are answered however much is under way."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -25,21 +30,37 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-cache",  # so that a browser reloads the page after an update
 }
+RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
 
 class Guard:
-    """ASGI middleware that refuses requests from other sites, without the password, or above the size limits.
+    """ASGI middleware that refuses requests from other sites, without a key, or above the limits.
 
     Args:
         app: the wrapped application.
-        password: required from clients; None = no password.
-        max_body: maximum bytes of a request.
+        hosts: allowed host names of requests; "*" = any.
+        keys: one of them is required from clients; none = no key is.
+        origins: other sites whose pages may send requests.
+        limits: of a request, and of all that are under way.
     """
 
-    def __init__(self, app: ASGIApp, *, password: str | None, max_body: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str],
+        keys: Collection[str],
+        origins: Collection[str],
+        limits: Limits,
+    ) -> None:
         self.app = app
-        self.max_body = max_body
-        self.password = None if password is None else password.encode()
+        self.hosts = {host.lower() for host in hosts}
+        self.keys = [key.encode() for key in keys]
+        self.origins = set(origins)
+        self.limits = limits
+        self.num_requests = 0
+        self.num_bytes = 0
+        """Requests under way, and bytes of their bodies."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # websockets are not used
@@ -49,32 +70,65 @@ class Guard:
             return
         send = _with_headers(send)
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
-        await (refusal or self.app)(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        length = headers.get("content-length", "0")
+        refusal = self._refusal(path, headers) or self._refusal_of_size(path, headers, length)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        self.num_requests += 1
+        self.num_bytes += int(length)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.num_requests -= 1
+            self.num_bytes -= int(length)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """The response to a request that is refused; None for others."""
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        """The response to a request from where none are allowed, or without a key; None for others."""
+        if "*" not in self.hosts and _host_name(headers.get("host", "")) not in self.hosts:
+            return refuse(400, "this host name is not served; give --password or --keys to serve others")
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
-            return refuse(403, "requests from pages of other sites are refused")
-        if self.password is not None and scope["path"] not in OPEN:
-            authorization = headers.get("authorization")
-            challenge = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
-            if authorization is None:
-                return refuse(401, "password required, as HTTP Basic or as a Bearer token", challenge)
-            if not hmac.compare_digest(_password(authorization), self.password):
-                return refuse(401, "wrong password", challenge)
+        is_own = origin is None or origin.partition("://")[2] == headers.get("host", "")
+        if not is_own and origin not in self.origins:
+            return refuse(403, "requests from pages of other sites are refused; --cors ORIGIN allows those of one")
+        if not self.keys or path in OPEN:
+            return None
+        authorization = headers.get("authorization")
+        challenge = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
+        if authorization is None:
+            return refuse(401, "password required, as HTTP Basic or as a Bearer token", challenge)
+        given = _password(authorization)
+        if not sum(hmac.compare_digest(given, key) for key in self.keys):  # all are compared, in constant time
+            return refuse(401, "wrong password", challenge)
+        return None
+
+    def _refusal_of_size(self, path: str, headers: Headers, length: str) -> JSONResponse | None:
+        """The response to a request that is too large, or comes while too much is under way; None for others."""
+        limits = self.limits
         if "transfer-encoding" in headers:
             return refuse(411, "the request needs a Content-Length header")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.max_body:
-            return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} per request")
+        if not length.isdecimal() or int(length) > limits.body:
+            return refuse(413, f"{length[:20]} bytes are above the limit of {limits.body} per request")
+        if path in ALWAYS:
+            return None
+        again = {"retry-after": "1"}
+        if self.num_requests >= limits.requests:
+            return refuse(503, f"{self.num_requests} requests are under way, the limit; try again later", again)
+        if self.num_bytes + int(length) > limits.bodies:
+            return refuse(503, f"{self.num_bytes} bytes are under way, near the limit; try again later", again)
         return None
 
 
 def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Error response in the format of all errors; the connection is closed, as the content was not read."""
     return JSONResponse({"error": {"message": message}}, status, {**(headers or {}), "connection": "close"})
+
+
+def _host_name(host: str) -> str:
+    """A Host header without its port."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()
 
 
 def _password(authorization: str) -> bytes:
@@ -94,9 +148,9 @@ def _password(authorization: str) -> bytes:
 def _with_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
+            headers = message.get("headers", ())
+            names = {name for name, _ in headers}
+            message["headers"] = [*headers, *(pair for pair in RAW_HEADERS if pair[0] not in names)]
         await send(message)
 
     return send_with_headers

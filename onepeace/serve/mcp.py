@@ -167,7 +167,7 @@ class Tools:
             labels: labels to choose from, e.g. ["dog", "cat", "bird"]
         """
         items = self.items(paths)
-        probabilities = self.service.classify(map(self.service.value, items), labels)
+        probabilities = self.service.classify(map(self.service.value, items), len(items), labels)
         files = []
         for item, by_label in zip(items, probabilities, strict=True):
             best = list(by_label.items())[:LABELS]
@@ -192,7 +192,7 @@ class Tools:
 
     def items(self, paths: list[str]) -> list[Item]:
         paths = list(dict.fromkeys(paths))
-        limit = self.service.limits.inputs
+        limit = self.service.limits.parts
         if not 1 <= len(paths) <= limit:
             raise UserError(f"paths has {len(paths)} files; give 1 to {limit}")
         return [self.item(path) for path in paths]

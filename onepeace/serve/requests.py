@@ -7,25 +7,26 @@ request with many large files delays only itself.
 
 import base64
 import binascii
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, FiniteFloat, StrictStr, ValidationError
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
 from onepeace.index.database import ANY_ENDS
 from onepeace.index.filters import compile_condition, short_forms
+from onepeace.serve.limits import Limits
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
 """Modality and data field by the type of a content part of OpenAI's chat messages."""
+NO_OBJECT = "must be a JSON object, sent with content-type: application/json"
 MESSAGES = {
     "extra_forbidden": "no such field",
     "missing": "is missing",
-    "json_invalid": "must be JSON",
     "string_unicode": "has a lone surrogate; send valid Unicode",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
 }
@@ -33,6 +34,9 @@ MESSAGES = {
 UNION_MEMBER = re.compile(r"(constrained-)?(int|str)|\w+\[.*")
 """A part of an error's location that names a type instead of a field."""
 DATA_URI = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+-]+=[\w.+\"-]*)*;base64,", re.IGNORECASE)
+TEXTS_ONLY = (
+    "token ids of another tokenizer; send texts (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+)
 MANY_PIXELS = 16_000_000
 """Pixels above which a picture is scaled down once decoded; scaling it for the model would take long."""
 SIDE = 2048
@@ -41,6 +45,7 @@ TOP = 100
 """Maximum number of hits of one request."""
 LAST_LETTER = "\U0010ffff"
 """Comes after all that may follow a prefix of a path."""
+Asked = TypeVar("Asked", bound=BaseModel)
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 FILTER_CHARACTERS = 1000
@@ -53,32 +58,12 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-Texts = Annotated[list[StrictStr], BeforeValidator(as_list)]
+def is_token_ids(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(token, int) for token in value)
+
+
+Texts = Annotated[list[StrictStr], FailFast(), BeforeValidator(as_list)]
 """A text, or a list of texts."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one request. Anything above them is refused before it is decoded."""
-
-    upload: int = 20 << 20
-    """Bytes per picture or sound."""
-    pixels: int = 100_000_000
-    """Pixels of all pictures in total."""
-    seconds: float = 600.0
-    """Seconds of all sounds in total."""
-    sound: float = 60.0
-    """Seconds read of one sound; models use less."""
-    inputs: int = 128
-    """Items of /v1/embeddings, or parts of a query."""
-    characters: int = 20_000
-    """Characters per text; models read far fewer."""
-    labels: int = 200
-
-    @property
-    def body(self) -> int:
-        """Maximum bytes of a request: one upload in base64, plus the JSON around it."""
-        return self.upload * 4 // 3 + (4 << 20)
 
 
 class Refused(UserError):
@@ -112,7 +97,7 @@ class ClassifyRequest(Parts):
     """Request to classify a file of the index or an uploaded one."""
 
     like: Number | None = Field(None, description="number of a file of the index")
-    labels: list[StrictStr]
+    labels: Annotated[list[StrictStr], FailFast()]
     template: str | None = Field(None, max_length=200, description='sentence with {} for the label, "a photo of a {}"')
 
 
@@ -152,7 +137,7 @@ class SearchRequest(FilterRequest):
     text: Texts = Field([], description="words, or a list of texts")
     image: Texts = Field([], description="DATA, or a list of it")
     audio: Texts = Field([], description="DATA, or a list of it")
-    like: Annotated[list[Number | str], BeforeValidator(as_list)] = Field(
+    like: Annotated[list[Number | str], FailFast(), BeforeValidator(as_list)] = Field(
         [], description="numbers or paths of files of the index"
     )
     without: Texts = Field([], description="texts to move away from")
@@ -177,9 +162,14 @@ class EmbeddingsRequest(BaseModel):
         'messages: {"type": "image_url", "image_url": {"url": "data:..."}}, {"type": "input_audio", "input_audio": '
         '{"data": ...}}, {"type": "text", "text": ...}'
     )
-    model: Any = Field(None, description="Ignored: the server has one model.")
+    model: str | None = Field(
+        None, description="The name of /v1/models, or one of OpenAI's, text-embedding-..., which means the same model."
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="Must be the model's own dimension.")
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description='skip: the vectors of the other items, and "errors": [{"index", "message"}, ...]'
+    )
 
 
 def parts_of(entry: Any, name: str) -> dict[str, str]:
@@ -188,6 +178,8 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
         entry = {"text": entry}
     elif isinstance(entry, Mapping) and "type" in entry:
         entry = _part_of_message(entry)
+    elif isinstance(entry, list) and is_token_ids(entry):
+        raise Refused(422, f"{name}: {TEXTS_ONLY}")
     contents = {}
     if isinstance(entry, Mapping):
         try:
@@ -208,13 +200,11 @@ def first_error(errors: Sequence[Any], skipped: int) -> str:
     """Message of the first pydantic error; the first ``skipped`` parts of the field name are omitted."""
     error = errors[0]
     message = MESSAGES.get(error["type"], error["msg"].replace("Input should", "must"))
-    if error["type"] == "json_invalid":
-        return one_line(f"the body: {message} ({error['ctx']['error']} at character {error['loc'][-1]})")
     names = [name for name in map(str, error["loc"][skipped:]) if not UNION_MEMBER.fullmatch(name)]
     if not names and error["type"] == "string_unicode":
         return f"the body: the name of a field {message}"
     if not names:
-        return one_line(f"the body: {message}, sent with content-type: application/json")
+        return f"the body: {NO_OBJECT if message == MESSAGES['dict_type'] else message}"
     return one_line(f"{'.'.join(names)}: {message}")
 
 
@@ -230,6 +220,29 @@ def _part_of_message(part: Mapping[str, Any]) -> dict[str, Any]:
     modality, key = CONTENT.get(part_type, (part_type, ""))
     value = part.get(part_type)
     return {modality: value.get(key) if isinstance(value, Mapping) else value}
+
+
+def read_body(model: type[Asked], body: bytes, content_type: str | None, limits: Limits) -> Asked:
+    """The body of a request.
+
+    Raises:
+        Refused: it is not JSON, has very many values, or is not of that form.
+    """
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/(json|.*\+json)", kind):
+        raise Refused(422, f"the body: {NO_OBJECT}")
+    # Before it is read: no other request is answered meanwhile.
+    count = sum(map(body.count, (b",", b"[", b"{")))
+    if count > limits.values:
+        raise Refused(413, f"the body: about {count} values are above the limit of {limits.values}")
+    try:
+        return model.model_validate(json.loads(body))
+    except ValidationError as error:
+        raise Refused(422, first_error(error.errors(include_url=False), 0)) from error
+    except json.JSONDecodeError as error:
+        raise Refused(422, f"the body: must be JSON ({one_line(error.msg)} at character {error.pos})") from error
+    except (ValueError, RecursionError) as error:  # not text, or nested too deep
+        raise Refused(422, f"the body: must be JSON ({one_line(error)})") from error
 
 
 class Decoder:

@@ -1,7 +1,6 @@
 """Responses of the server: JSON, one-line errors, and files with the byte ranges that players ask for."""
 
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -19,8 +18,6 @@ from onepeace.index.cache import is_lost
 from onepeace.index.database import Damaged
 from onepeace.serve import media
 from onepeace.serve.requests import Refused, first_error
-
-logger = logging.getLogger(__name__)
 
 DESCRIPTORS = Path("/dev/fd")
 """Folder in which every open file has its descriptor as a name; Windows has none."""
@@ -78,8 +75,8 @@ def file_response(body: media.Body) -> Response:
 
 
 def error_response(status: int, message: str) -> Response:
-    """Response with an error in one line."""
-    return AsciiJSON({"error": {"message": message}}, status)
+    """Response with an error in one line; the client of a busy server may try again after a second."""
+    return AsciiJSON({"error": {"message": message}}, status, {"retry-after": "1"} if status == 503 else None)
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -100,7 +97,7 @@ def answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["loc"][0] == "path":
             return error_response(404, f"{one_line(first['input'])}: not the number of a file")
-        return error_response(422, first_error(error.errors(), 1))
+        return error_response(422, first_error(error.errors(), 1))  # of the query
 
     @app.exception_handler(UnicodeEncodeError)
     async def invalid_unicode(_: object, error: UnicodeEncodeError) -> Response:
@@ -108,14 +105,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: object, error: HTTPException) -> Response:
-        if error.status_code == 400:  # FastAPI's, for a body that is not text
-            return error_response(422, f"the body: must be JSON ({one_line(error.__cause__)})")
         return error_response(error.status_code, one_line(error.detail))
-
-    @app.exception_handler(Exception)
-    async def internal_error(_: object, error: Exception) -> Response:
-        logger.error("a request failed", exc_info=error)
-        return error_response(500, "internal server error; see the log of the server")
 
 
 def _temporary_file(content: bytes) -> BinaryIO:

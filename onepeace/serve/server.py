@@ -1,4 +1,4 @@
-"""The server of an index: listens on an address, and runs the application until it is stopped."""
+"""The server of an index or a model: listens on an address, and runs the application until it is stopped."""
 
 import asyncio
 import contextlib
@@ -6,20 +6,20 @@ import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from onepeace.errors import UsageError
-from onepeace.index import Index
 from onepeace.serve.app import create_app
-from onepeace.serve.service import Service
+from onepeace.serve.model import ModelService
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-MOST_CONNECTIONS = 100
-"""Connections above which requests are answered with 503; it bounds the memory of uploads."""
+KEEP_ALIVE_SECONDS = 75
+"""Seconds after which a connection without requests is ended."""
 ARRIVAL_SECONDS = 120.0
 """Seconds in which a request has to arrive. uvicorn itself waits without end, until no file can be opened any more."""
 
@@ -58,42 +58,79 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._timer = None
 
 
+class Server(uvicorn.Server):
+    """A server that answers what it has accepted before it ends; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, service: ModelService) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(1)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.service.queues.stop()
+
+
 def run(
-    index: Index, *, host: str = "127.0.0.1", port: int = 7860, auth: str | None = None, generator: str | None = None
+    service: ModelService,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    keys: Collection[str] = (),
+    origins: Collection[str] = (),
+    root_path: str = "",
+    drain: int = 10,
 ) -> int:
-    """Serve an index until Ctrl-C or SIGTERM; prints the URL to stdout.
+    """Serve an index or a model until Ctrl-C or SIGTERM; prints the URL to stdout.
 
     Args:
         host, port: address to listen on; port 0 picks a free one.
-        auth: password required from clients; mandatory on any address but a loopback address.
-        generator: name of a generative model for captions, answers and boxes.
+        keys: passwords of which clients need one; mandatory on any address but a loopback address.
+        origins: sites whose pages may send requests, such as "https://example.org".
+        root_path: path at which a proxy offers the server, without which it passes requests on.
+        drain: seconds in which requests are still answered that were accepted before the end.
 
     Raises:
-        UsageError: the address is in use or not local, or it needs a password and there is none.
+        UsageError: the address is in use or not local, or it needs a key and there is none.
     """
-    if auth is None and not is_loopback(host):
-        raise UsageError("other machines can reach this address; give --password", where=host)
-    # A password keeps out pages of other sites, and lets a proxy on this machine pass its own host name.
-    hosts = ["*"] if auth else [*LOOPBACK, host]
+    if not keys and not is_loopback(host):
+        raise UsageError("other machines can reach this address; give --password or --keys", where=host)
+    # A key keeps out pages of other sites, and lets a proxy on this machine pass its own host name.
+    hosts = ["*"] if keys else [*LOOPBACK, host]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
+    _allow_many_connections()
     with _listening(host, port) as listener:
-        service = Service(index, generator)
-        _ = index.embedder  # now instead of with the first request
+        service.queue()  # loads the model now instead of with the first request
         config = uvicorn.Config(
-            create_app(service, hosts=hosts, password=auth),
+            create_app(service, hosts=hosts, keys=keys, origins=origins),
             log_level="warning",
             access_log=False,
             server_header=False,
             http=Connection,
-            limit_concurrency=MOST_CONNECTIONS,
             ws="none",
-            timeout_graceful_shutdown=1,
+            root_path=root_path,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=drain,
         )
         name = f"[{host}]" if ":" in host else host
         print(f"onepeace at http://{name}:{listener.getsockname()[1]}; stop with Ctrl-C", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(config, service).run(sockets=[listener])
     return 0
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of files that this process may open as far as it may."""
+    if os.name == "posix":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,47 +1,54 @@
 """Service shared by HTTP and MCP: one index with its model and generator, safe for use from many threads."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from onepeace.extensions import imported
 from onepeace.files.source import NamedBytes
-from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
-from onepeace.index.encoder import Encoder
 from onepeace.index.items import as_text
 from onepeace.index.sources import Root
 from onepeace.serve import browse, media
-from onepeace.serve.requests import Decoder, Limits, Refused
+from onepeace.serve.limits import Limits
+from onepeace.serve.model import ModelService, Queues, shown_name
+from onepeace.serve.requests import Refused
 
+if TYPE_CHECKING:
+    from onepeace.serve.queue import ModelQueue
+
+PRESENT = 1.0
+"""Seconds for which the model of the index is taken for the same, so that vectors do not wait for searches."""
 GENERATOR = "onepeace.generative.serving.SharedGenerator"
 """Class of the generative model that a server may have."""
-CHUNK = 16
-"""Items encoded before other requests get access to the model."""
 
 
-class Service:
+class Service(ModelService):
     """An index with its model and generator. Each request sees what other processes have written to the index before.
 
     Args:
         index: an open index; the caller closes it.
         generator: name of a generative model for captions, answers and boxes, if any.
-        limits: limits of one request.
+        limits, queues: see `ModelService`; `index` encodes its queries by ``queues.encode``, to encode them together.
     """
 
-    def __init__(self, index: Index, generator: str | None = None, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(
+        self,
+        index: Index,
+        generator: str | None = None,
+        limits: Limits | None = None,
+        queues: Queues | None = None,
+    ) -> None:
+        super().__init__(lambda: index.embedder, limits, queues)
         self.generator: Any = imported(GENERATOR)(generator) if generator else None
         self._index = index
+        self._is_present_until = 0.0
+        self._present_queue: ModelQueue | None = None
 
     @property
     def model(self) -> str:
         """Name of the model, which changes if the index is moved to another one; so do the following."""
-        name = self._index.model
-        return public_name(name) if names_towers(name) else Path(name).name
+        return shown_name(self._index.model)
 
     @property
     def roots(self) -> dict[str, Root]:
@@ -56,6 +63,15 @@ class Service:
     def modalities(self) -> tuple[str, ...]:
         return self._index.modalities
 
+    def queue(self) -> "ModelQueue":
+        queue = super().queue()
+        self._is_present_until = time.monotonic() + PRESENT
+        self._present_queue = queue
+        return queue
+
+    def queue_now(self) -> "ModelQueue | None":
+        return self._present_queue if time.monotonic() < self._is_present_until else None
+
     def about(self) -> dict[str, Any]:
         """File counts by kind, the indexed folders, the model, and its tasks."""
         stats = self._index.stats()
@@ -67,9 +83,6 @@ class Service:
             "modalities": list(self.modalities),
             "tasks": [] if self.generator is None else list(self.generator.tasks),
         }
-
-    def decoder(self) -> Decoder:
-        return Decoder(self.limits, lambda: self._index.embedder.processors)
 
     def item(self, key: int | str) -> Item:
         """The file with that number or path; Refused (404) if the index has none."""
@@ -103,40 +116,6 @@ class Service:
         """The most frequent values of the files' tags, see `browse.values`."""
         with self._index.reading() as state:
             return state.remember(browse.values)
-
-    def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
-        """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
-        items = iter(items)
-        encoder = self._encoder()
-        return np.concatenate([encoder.encode(chunk) for chunk in iter(lambda: list(islice(items, CHUNK)), [])])
-
-    def _encoder(self) -> Encoder:
-        with self._index.reading() as state:
-            return state.encoder
-
-    def classify(
-        self, items: Iterable[Mapping[str, object]], labels: Sequence[str], template: str | None = None
-    ) -> list[dict[str, float]]:
-        """Probability of each label for every item, most likely first.
-
-        Args:
-            items: {modality: value} each.
-            template: sentence with {} for the label; None = the default of the modality.
-
-        Raises:
-            Refused: too many labels.
-        """
-        names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-        if not 1 <= len(names) <= self.limits.labels:
-            raise Refused(422, f"labels: {len(names)} labels; give 1 to {self.limits.labels}")
-        encoder = self._encoder()
-        with encoder.turn:
-            probabilities = np.asarray(encoder.embedder.classify(items, names, template=template, progress=False))
-        results = []
-        for row in probabilities:
-            order = np.argsort(-row, kind="stable")
-            results.append({names[i]: float(row[i]) for i in order})
-        return results
 
     def value(self, item: Item) -> Mapping[str, object]:
         """Model input of a file of the index, {modality: value}; for a video, its middle frame.

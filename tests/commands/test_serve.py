@@ -20,8 +20,8 @@ def started(monkeypatch):
     """What the server was started with."""
     arguments = {}
 
-    def start(index, **options):
-        arguments.update(options, files=len(index))
+    def start(service, **options):
+        arguments.update(options, files=sum(service.about()["files"].values()))
         return 0
 
     monkeypatch.setattr(server, "run", start)
@@ -51,20 +51,20 @@ def test_problems_are_listed_whenever_there_is_nothing_else(started, run_model, 
 def test_password_is_made_up_for_other_addresses(started, run_model, dog):
     run_model("serve", dog)
     assert started["files"] == 1
-    assert started["auth"] is None
+    assert started["keys"] == []
 
     passwords = set()
     for _ in range(2):
         out = run_model("serve", dog, "--host", "0.0.0.0").out  # noqa: S104
-        assert f": {started['auth']}" in out
-        assert len(started["auth"]) >= 16
-        passwords.add(started["auth"])
+        assert f": {started['keys'][0]}" in out
+        assert len(started["keys"][0]) >= 16
+        passwords.add(started["keys"][0])
     assert len(passwords) == 2
 
 
 def test_password_of_option_and_environment(started, run_model, dog, monkeypatch):
     run_model("serve", dog, "--password", "correct horse")
-    assert started["auth"] == "correct horse"
+    assert started["keys"] == ["correct horse"]
     monkeypatch.setenv(serve.PASSWORD, "battery staple")
     run_model("serve", dog, "--host", "::")
-    assert started["auth"] == "battery staple"
+    assert started["keys"] == ["battery staple"]

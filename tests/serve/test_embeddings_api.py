@@ -35,7 +35,7 @@ def test_vectors_are_those_of_the_model(embed, model, collection):
         {"text": "in the snow", "audio": encoded(sound)},
     ]
 
-    entries = embed(inputs, model="any", user="somebody")
+    entries = embed(inputs, model="text-embedding-3-small", user="somebody")
 
     vectors = np.array([entry["embedding"] for entry in entries], np.float32)
     assert [entry["index"] for entry in entries] == [0, 1, 2, 3, 4]

@@ -1,10 +1,12 @@
 """A server in a process of its own: many clients at once, and a kill."""
 
+import json
+import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
-from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -12,10 +14,14 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from support.api import encoded
+from support.api import encoded, serving_in_thread
 
+from onepeace.embed.encode import Encoding
 from onepeace.errors import UsageError
-from onepeace.serve.server import run
+from onepeace.serve.app import create_app
+from onepeace.serve.model import ModelService
+from onepeace.serve.server import Server, run
+from onepeace.serve.service import Service
 
 NUM_CLIENTS = 32
 
@@ -45,21 +51,17 @@ def configuration(index, **options):
     configurations = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uvicorn.Server.run", lambda server, **_: configurations.append(server.config))
-        run(index, port=0, **options)
+        run(Service(index), port=0, **options)
     return configurations[0]
 
 
 @pytest.fixture(scope="module")
 def impatient(index):
     """The host and port of a server in this process that waits half a second for a request."""
-    server = uvicorn.Server(configuration(index))
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onepeace.serve.server.ARRIVAL_SECONDS", 0.5)
-        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join()
+        with serving_in_thread(uvicorn.Server(configuration(index))) as address:
+            yield address
 
 
 @pytest.mark.parametrize(
@@ -88,17 +90,110 @@ def test_port_that_is_taken(index, server):
     port = urlsplit(server).port
 
     with pytest.raises(UsageError, match=str(port)):
-        run(index, port=port)
+        run(Service(index), port=port)
 
 
 def test_address_that_is_open_to_others(index):
     with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
-        run(index, host="0.0.0.0")  # noqa: S104
+        run(Service(index), host="0.0.0.0")  # noqa: S104
 
 
-@pytest.mark.parametrize(("password", "is_answered"), [(None, False), ("battery staple", True)])
-def test_host_name_of_a_proxy_needs_a_password(index, password, is_answered):
-    app = configuration(index, auth=password).app
+@pytest.mark.parametrize(("keys", "is_answered"), [((), False), (("battery staple",), True)])
+def test_host_name_of_a_proxy_needs_a_password(index, keys, is_answered):
+    app = configuration(index, keys=keys).app
 
     with TestClient(app, base_url="https://photos.example.org") as client:
         assert client.get("/health").is_success == is_answered
+
+
+@contextmanager
+def under_way(model, monkeypatch, drain):
+    """A server in this process, an event that lets its model compute, and the future answer of an accepted request."""
+    may_compute = threading.Event()
+    is_computing = threading.Event()
+    compute = Encoding.compute
+
+    def wait(encoding, batch):
+        is_computing.set()
+        assert may_compute.wait(120)
+        return compute(encoding, batch)
+
+    def ask(address):
+        connection = HTTPConnection(*address, timeout=120)
+        connection.request("POST", "/v1/embeddings", '{"input": ["a"]}', {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    monkeypatch.setattr(Encoding, "compute", wait)
+    service = ModelService(lambda: model)
+    server = Server(uvicorn.Config(create_app(service), timeout_graceful_shutdown=drain), service)
+    with ThreadPoolExecutor(1) as pool, serving_in_thread(server) as address:
+        answer = pool.submit(ask, address)
+        assert is_computing.wait(120)
+        yield server, may_compute, answer
+        may_compute.set()
+
+
+def test_what_is_accepted_is_answered_after_a_signal(model, monkeypatch):
+    is_waiting = threading.Event()
+    wait = uvicorn.Server._wait_tasks_to_complete
+
+    async def wait_for_tasks(server):
+        is_waiting.set()
+        await wait(server)
+
+    monkeypatch.setattr(uvicorn.Server, "_wait_tasks_to_complete", wait_for_tasks)
+    with under_way(model, monkeypatch, drain=100) as (server, may_compute, answer):
+        server.handle_exit(signal.SIGTERM, None)
+        assert is_waiting.wait(120)
+        assert not answer.done()
+        may_compute.set()
+        status, body = answer.result(120)
+
+    assert (status, len(body["data"])) == (200, 1)
+
+
+def test_what_takes_longer_than_the_drain_is_told_so(model, monkeypatch):
+    with under_way(model, monkeypatch, drain=0) as (server, _, answer):
+        server.handle_exit(signal.SIGTERM, None)
+        status, body = answer.result(120)
+
+    assert (status, body) == (503, {"error": {"message": "the server is being stopped"}})
+
+
+def test_second_signal_ends_at_once(model, monkeypatch):
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    service = ModelService(lambda: model)
+    server = Server(uvicorn.Config(create_app(service)), service)
+
+    server.handle_exit(signal.SIGTERM, None)
+    assert codes == []
+    server.handle_exit(signal.SIGTERM, None)
+    assert codes == [1]
+
+
+def test_connections_that_are_idle_keep_nobody_out(impatient, monkeypatch):
+    monkeypatch.setattr("onepeace.serve.server.ARRIVAL_SECONDS", 120.0)
+    idle = [socket.create_connection(impatient) for _ in range(150)]
+    connection = HTTPConnection(*impatient, timeout=120)
+    for path in ("/health", "/v1/models"):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == 200
+        response.read()
+    for other in [*idle, connection]:
+        other.close()
+
+
+def test_proxy_that_offers_the_server_at_a_path(index):
+    with serving_in_thread(uvicorn.Server(configuration(index, root_path="/photos", keys=["a password"]))) as address:
+        connection = HTTPConnection(*address, timeout=120)
+        for path, status in (("/health", 200), ("/about", 401)):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert response.status == status
+            response.read()
+        connection.request("GET", "/page/app.js", headers={"authorization": "Bearer a password"})
+        assert connection.getresponse().status == 200
+        connection.close()

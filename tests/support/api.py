@@ -4,6 +4,9 @@ import base64
 import io
 import json
 import os
+import socket
+from contextlib import contextmanager
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -15,7 +18,8 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from fastapi.testclient import TestClient
 
 from onepeace.serve.app import create_app
-from onepeace.serve.requests import Limits
+from onepeace.serve.limits import Limits
+from onepeace.serve.model import ModelService
 from onepeace.serve.service import Service
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -23,15 +27,38 @@ LIMITS = Limits(
     upload=200_000,
     pixels=1_000_000,
     seconds=12.0,
-    inputs=5,
+    items=5,
+    parts=5,
     characters=200,
     labels=3,
 )
+LIMITS_OF_MANY = Limits()
 
 
-def client_of(index, **options):
-    app = create_app(Service(index, limits=LIMITS), **options)
+def client_of(index, queues=None, **options):
+    app = create_app(Service(index, limits=LIMITS, queues=queues), **options)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+def model_client(model, limits=LIMITS_OF_MANY, **options):
+    """A client of a server of a model alone, with its `app_service`."""
+    service = ModelService(lambda: model, limits)
+    client = TestClient(create_app(service, **options), raise_server_exceptions=False)
+    client.app_service = service
+    return client
+
+
+@contextmanager
+def serving_in_thread(server):
+    """The host and port of a server in this process, which ends with the context."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def post(client, path, body):
