@@ -242,7 +242,7 @@ class Encoding:
             yield 0.0, 0.0, processor.decode(value)
 
     def _batches(self, decoded: Iterable[tuple[int, object, list[Part] | Exception]]) -> Iterator[list[Sample]]:
-        """Yield the samples of all items in batches, sorted by size within a block, and `[]` after a failure."""
+        """Yield the samples of all items in batches, sorted by size within a block; `[]` after a failure, and last."""
         block_size = BATCHES_PER_BLOCK * self.batch_size
         block: list[Sample] = []
         block_bytes = 0
@@ -267,6 +267,7 @@ class Encoding:
                     block_bytes = 0
                 yield []
         yield from self._sorted(block)
+        yield []  # the last item is done only now if its sample filled a block
 
     def _sorted(self, block: list[Sample]) -> Iterator[list[Sample]]:
         """The batches of a block."""

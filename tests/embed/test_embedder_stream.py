@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from support.embedding import TEXTS, assert_same, varied_texts
 
-from onepeace.embed.encode import Item, Sample, batches_of
+from onepeace.embed.encode import BATCHES_PER_BLOCK, Item, Sample, batches_of
 from onepeace.embed.items import Part
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
@@ -70,6 +70,13 @@ def test_batches_are_divided_evenly_among_workers(count, batches):
 
 
 # Memory and order
+
+
+@pytest.mark.parametrize("count", [BATCHES_PER_BLOCK, 4 * BATCHES_PER_BLOCK, 4 * BATCHES_PER_BLOCK + 1])
+def test_item_that_fills_the_last_block_has_a_result(model, side_by_side, count):
+    side_by_side(1)
+    vectors = model.encode_text([f"dog {number}" for number in range(count)], batch_size=1)
+    assert len(vectors) == count
 
 
 def test_stream_gives_results_in_order_while_the_input_goes_on(model):
