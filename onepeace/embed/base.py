@@ -44,6 +44,15 @@ class LoadedModel:
 
     cpu = cuda = half = to
 
+    def parameters(self, *_: object, **__: object) -> NoReturn:
+        """UserError: what is trained is the module."""
+        raise UserError(
+            "a loaded model is for encoding; its torch module is trained: model.encoder.parameters(), .train() "
+            "(docs/guide/pytorch.md), or use onepeace finetune"
+        )
+
+    train = parameters
+
     @property
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""

@@ -8,11 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.config import Options, apply_override, build, read_yaml, to_plain
+from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import hashing
@@ -80,6 +81,10 @@ def _protocol(options: Options, where: str) -> EvaluationProtocol:
     key = protocol_options.pop("protocol", None)
     if not isinstance(key, str) or key not in PROTOCOLS:
         raise UserError(f"protocol is {key!r}; known: {', '.join(PROTOCOLS)}", where=where)
+    known = ["protocol", *(field.name for field in fields(PROTOCOLS[key]))]
+    for name in protocol_options:
+        if name not in known:
+            raise UserError(f"{name} is not a field; {nearest(name, known)}", where=where)
     protocol: EvaluationProtocol = build(PROTOCOLS[key], protocol_options, where)
     if not all(items.shards for items in protocol.sides):
         raise UserError("give shards, a pattern of files below data.root", where=where)

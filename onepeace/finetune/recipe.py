@@ -95,6 +95,22 @@ def overridden(content: Options, overrides: Sequence[str]) -> Recipe:
     return build(Recipe, filled, "the recipe of the fine-tuning")
 
 
+OF_DATA = ("model", "data", "objective", "freeze", "lora", "run.batch_size")
+"""Beginnings of the fields of which only the data tell whether they fit."""
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """UserError for a wrong field that has nothing to do with the data, which are read for minutes."""
+    some_recipe: Options = {
+        "model": {},
+        "data": {"train": [{"shards": "*.tar", "pair": ["image", "text"]}]},
+        "objective": [{"term": "contrastive"}],
+        "schedule": {"steps": 10**9},
+        "run": {"out": ""},
+    }
+    overridden(some_recipe, [override for override in overrides if not override.startswith(OF_DATA)])
+
+
 def _modalities(combinations: Iterable[str]) -> list[str]:
     """The modalities in combinations such as "image+text", in their order."""
     modalities: dict[str, None] = {}

@@ -25,7 +25,7 @@ from onepeace.files.atomic import LOCK, locked, write_text_atomic
 from onepeace.finetune.answers import Answers, answers, read_answers, write_answers
 from onepeace.finetune.average import AVERAGE, average_weights, read_average
 from onepeace.finetune.own_data import check_enough, folders_are_classes, read_own_data
-from onepeace.finetune.recipe import FROZEN, auto_recipe, described, head_names, overridden
+from onepeace.finetune.recipe import FROZEN, auto_recipe, check_overrides, described, head_names, overridden
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
 from onepeace.hub.folder import CONFIG, read_config
@@ -162,6 +162,7 @@ class FineTuning:
 
     def _start_new(self, identity: Mapping[str, object], overwrite: bool) -> tuple[SplitSummary, Recipe]:
         """Read and split the data and make the recipe; only when all that went well, clear and write the folder."""
+        check_overrides(self.overrides)
         with self._folder_of_embedded_files() as unpacked:
             data = read_own_data(
                 self.source,

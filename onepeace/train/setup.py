@@ -154,7 +154,7 @@ def warn_of_small_pictures(sources: Sequence[Source], processors: Mapping[str, P
             if sides and max(sides) < wanted:
                 log.warning(
                     "%s: its first pictures have up to %d pixels a side, and the model reads %d; "
-                    "make shards of larger ones (onepeace shards ... size=%d)",
+                    "larger ones would be sharper (onepeace shards ... size=%d keeps them)",
                     source.config.shards,
                     max(sides),
                     wanted,

@@ -96,3 +96,6 @@ def test_habits_of_torch(model):
     for move in (partial(model.to, "cpu"), model.cuda, model.half):
         with pytest.raises(UserError, match="device="):
             move()
+    for learn in (model.train, model.parameters):
+        with pytest.raises(UserError, match=r"model\.encoder\.parameters"):
+            learn()

@@ -64,6 +64,7 @@ def test_sets_of_a_missing_modality_are_left_out(measured, caplog):
     [
         ("photos.protocol=captioning", "zero_shot, retrieval"),
         ("photos.shard=x", "shards"),
+        ("photos.protocoll=zero_shot", "did you mean protocol?"),
         ("photos.at=[0]", "[0]"),
         ("photos.texts=titles", "titles"),
         ("photos=3", "mapping"),

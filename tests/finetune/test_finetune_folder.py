@@ -146,8 +146,16 @@ def test_folder_of_something_else_is_refused(captions_table, finetune, tmp_path)
     assert letter.read_text() == "dear all"
 
 
+@pytest.mark.parametrize("mistake", ["bogus=1", "schedule.warmup=3", "optim.lr=-1"])
+def test_mistake_that_no_data_make_right_is_told_before_they_are_read(captions_table, finetune, out, mistake):
+    err = finetune(captions_table, mistake, code=1).err
+    assert_one_line(err, mistake.partition("=")[0])
+    assert not out.exists()
+
+
 def test_failed_call_leaves_no_folder(captions_table, finetune, out):
-    err = finetune(captions_table, "bogus=1", code=1).err
+    err = finetune(captions_table, "data.bogus=1", code=1).err
+    assert "48 images with captions" in err
     assert "bogus" in err
     assert not out.exists()
 
