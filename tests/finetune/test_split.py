@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
 from onepeace.finetune import split as splitting
 from onepeace.finetune.own_data import OwnData
-from onepeace.finetune.split import assign_groups, divide, near_copies
+from onepeace.finetune.split import assign_groups, divide, hold_out, near_copies, parts_of
 
 TABLE = Path("/files/table.csv")
 KIND = ("image", "text")
@@ -47,14 +49,6 @@ def frames(num_videos, num_frames):
     return names
 
 
-@pytest.mark.parametrize("block", [2, 1024])
-def test_near_copies_are_pairs_with_a_cosine(monkeypatch, block):
-    monkeypatch.setattr(splitting, "BLOCK", block)
-    vectors = np.eye(3)[[0, 1, 2, 0, 1]] + 0.01
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
-
-
 def test_near_copies_are_joined_through_others(monkeypatch):
     angles = np.radians([0, 20, 40, 90, 91, 150, *range(200, 334, 33)])  # 0 and 40 through 20
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -84,12 +78,85 @@ def test_group_lies_in_one_part_and_each_class_in_all():
     assert num_videos == summary.groups == 20
 
 
-def test_split_does_not_depend_on_order_and_folder():
+@pytest.mark.parametrize("folder", ["/moved", "/moved/deeper"])
+def test_split_does_not_depend_on_order_and_folder(folder):
     names = frames(10, 10)
     parts, _ = divide(own_data(names), TABLE, PATTERN)
-    moved = own_data(reversed(names), "/moved")
+    moved = own_data(reversed(names), folder)
     parts_of_moved, _ = divide(moved, Path("/moved/table.csv"), PATTERN)
-    assert files_of(parts_of_moved) == files_of(parts)
+    for part, files in files_of(parts).items():
+        assert {name.removeprefix("deeper/") for name in files_of(parts_of_moved)[part]} == files
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.dictionaries(st.tuples(st.sampled_from("abc"), st.sampled_from(["image", "audio"])), st.integers(2, 40)),
+    st.integers(5, 40),
+)
+def test_same_share_of_each_class_and_kind_is_held_out(sizes, most):
+    """Of files that are alone in their groups: a fifth, or less where that would be more than enough."""
+    records = []
+    for (label, modality), size in sizes.items():
+        for number in range(size):
+            inputs = {modality: Path(f"/files/{label}{number}")}
+            targets = {"label": label, "group": len(records), "file": f"{label}{number}"}
+            records.append(Record("", "", inputs, targets))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "MOST_HELD_OUT", most)
+        rest, held_out = hold_out(records)
+
+    assert len(rest) + len(held_out) == len(records)
+    share = min(0.2, most / max(1, len(records)))
+    for (label, modality), size in sizes.items():
+        count = sum(record.label == label and modality in record.inputs for record in held_out)
+        assert count >= 1
+        assert count == 1 or abs(count - share * size) <= 0.5
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 8)), min_size=1, max_size=12))
+def test_groups_are_held_out_whole_and_at_most_half_of_a_class(groups):
+    records = []
+    for group, (label, size) in enumerate(groups):
+        for number in range(size):
+            targets = {"label": label, "group": group, "file": f"{group}-{number}"}
+            records.append(Record("", "", {"image": Path(f"/{group}-{number}")}, targets))
+
+    rest, held_out = hold_out(records)
+
+    assert {record.targets["group"] for record in rest}.isdisjoint(record.targets["group"] for record in held_out)
+    assert sorted(map(id, [*rest, *held_out])) == sorted(map(id, records))
+    for label in "ab":
+        sizes = [size for other, size in groups if other == label]
+        count = sum(record.label == label for record in held_out)
+        assert 2 * count <= max(sum(sizes), 0.4 * sum(sizes) + max(sizes, default=0))
+        assert count or not sizes or 2 * min(sizes) > sum(sizes)
+
+
+def test_weights_are_chosen_by_twelve_files_or_more():
+    """With fewer, all that are not held out are trained on."""
+    num_chosen = set()
+    for count in range(65, 85):
+        data = own_data([f"cat/{number}.jpg" for number in range(count)])
+        assign_groups(data, TABLE, ".*")
+        parts = files_of(parts_of(data))
+        num_chosen.add(len(parts.get("choose", [])))
+        assert sum(map(len, parts.values())) == count
+    assert sorted(num_chosen) == [0, 12, 13]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 4))
+def test_near_copies_are_all_pairs_of_close_vectors(angles, block):
+    radians = np.radians(np.array(angles) * 20.0)
+    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "BLOCK", block)
+        pairs = near_copies(vectors, np.cos(np.radians(21)))
+    expected = {(i, j) for j in range(len(angles)) for i in range(j) if abs(angles[i] - angles[j]) <= 1}
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
 
 
 def test_pattern_compares_its_group_or_all_of_it():
