@@ -83,6 +83,8 @@ def describe(item: Any) -> str:
         item = getattr(item, "name", item)
     elif isinstance(item, dict):  # a sound of datasets (Hugging Face)
         item = item.get("path") or item.get("array", item)
+    elif isinstance(item, tuple) and len(item) == 2:  # samples and their rate
+        item = item[0]
     else:
         item = getattr(item, "filename", None) or item  # of an opened PIL image
     if isinstance(item, str) and scheme(item):

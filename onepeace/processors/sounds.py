@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from soundfile import SoundFile
 
 MAX_RATE = 1_000_000
+LOUDEST = 1e15
+"""Absolute value above which samples cannot be normalised: their squares are not numbers of float32."""
 MIN_FILE_RATE = 1000
 """Minimum samples per second of a file: at a rate of 1, one of 32 KB would be a sound of hours."""
 # Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
@@ -213,13 +215,16 @@ def _open_with_soundfile(file: str | BinaryIO, name: str) -> "SoundFile | None":
 
 
 def mono(samples: np.ndarray, name: str) -> Tensor:
-    """The mean of the channels, (n, channels) or (n,) -> (n,); `UserError` if it is not finite."""
+    """The mean of the channels, (n, channels) or (n,) -> (n,); `UserError` if it is not finite, or above `LOUDEST`."""
     if samples.ndim == 2:
         samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     mean = torch.from_numpy(np.ascontiguousarray(samples))
-    is_finite = torch.isfinite(mean)
-    if not is_finite.all():
-        raise UserError(f"{int((~is_finite).sum())} of {len(mean)} samples are NaN or infinite", where=name)
+    largest = float(mean.abs().max()) if len(mean) else 0.0
+    if not math.isfinite(largest):
+        count = int((~torch.isfinite(mean)).sum())
+        raise UserError(f"{count} of {len(mean)} samples are NaN or infinite", where=name)
+    if largest > LOUDEST:
+        raise UserError(f"samples of up to {largest:g}; those of a sound are from -1 to 1", where=name)
     return mean
 
 

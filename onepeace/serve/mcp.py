@@ -7,17 +7,21 @@ as the tool's result, in one line for the model to read.
 
 import functools
 import inspect
+import io
 import json
 import logging
 import os
 import re
+import sys
 from base64 import b64encode
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any, Literal, cast
 
 import anyio
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.stdio import stdio_server
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
 from pydantic import ValidationError
 
@@ -47,6 +51,8 @@ CAPTION = 300
 ABOUT = """\
 Semantic search over an index of {count} pictures, sounds, texts and videos on the user's computer. Refer to files \
 by the paths that search returns; no other file can be read."""
+HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape of JSON that is half of a character, or of none."""
 Kind = Literal["image", "audio", "text", "video"]
 
 
@@ -76,6 +82,20 @@ class _Server(MCPServer[Any]):
             if isinstance(error.__cause__, ValidationError):
                 return _error(first_error(error.__cause__.errors(), 0))
             raise
+
+    async def run_stdio_async(self) -> None:
+        server = self._lowlevel_server
+        async with stdio_server(stdin=cast(Any, _lines())) as (read_stream, write_stream):
+            await server.run(read_stream, write_stream, server.create_initialization_options())
+
+
+async def _lines() -> AsyncIterator[str]:
+    """The lines of stdin as valid Unicode; one with half of a surrogate pair would not be answered."""
+    async for line in anyio.wrap_file(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")):
+        if HALF_OF_A_PAIR.search(line):
+            with suppress(ValueError, RecursionError):  # not JSON, which is refused later
+                line = without_surrogates(json.dumps(json.loads(line), ensure_ascii=False))
+        yield line
 
 
 def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[Any]:

@@ -160,6 +160,7 @@ def test_channels_are_averaged_in_every_layout(processor, item):
         ((np.zeros(100, np.int64), RATE), "int64"),
         (([[1.0], [1.0, 2.0]], RATE), "one array"),
         ((np.full(RATE, 1e300), RATE), "infinite"),
+        ((np.full(RATE, 1e30, np.float32), RATE), r"ndarray \(\d+,\) float32: samples of up to 1e\+30"),
         (noise(100), r"\(samples, rate\)"),
         ((RATE, noise(100)), r"\(samples, rate\)"),
         ((noise(100), 0), r"rate .* 1 to 1000000"),

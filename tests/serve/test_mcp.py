@@ -172,16 +172,19 @@ def test_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index
     client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     noisy = {"name": "classify", "arguments": {"paths": ["a"], "labels": ["b"]}}
     like_a_picture = {"name": "search", "arguments": {"like": paths.picture, "only": "image", "top": 1}}
+    half_a_character = {"name": "search", "arguments": {"text": "a \ud83d dog \ud83d\ude00", "top": 1}}
 
-    (_, classified, found), log = results_and_log(
+    (_, classified, found, found_by_half), log = results_and_log(
         index_folder,
         ("initialize", client),
         ("tools/call", noisy),
         ("tools/call", like_a_picture),
+        ("tools/call", half_a_character),
     )
 
     assert classified["structuredContent"] == {"files": []}
     assert not found["isError"]
+    assert not found_by_half["isError"]
     for noise in ("noise of Python", "noise of C", "noise of a child"):
         assert noise in log
     assert "Traceback" not in log

@@ -1,9 +1,13 @@
 """A server of a model alone, as clients of OpenAI's API and operators use it."""
 
+import base64
+import io
 import json
 import logging
 
+import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
@@ -151,6 +155,16 @@ def test_fault_of_ours_is_json_with_an_id(client, caplog, monkeypatch):
 
     assert "secret" not in assert_error(answer, 500)
     assert answer.headers["x-request-id"]
+
+
+def test_sound_too_loud_to_be_one_is_named(client):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(16_000, 1e30, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    loud = {"audio": base64.b64encode(buffer.getvalue()).decode()}
+
+    error = assert_error(post(client, "/v1/embeddings", {"input": ["a", loud]}), 422)
+
+    assert error == "input[1].audio: samples of up to 1e+30; those of a sound are from -1 to 1"
 
 
 def test_limit_of_items(model):

@@ -6,14 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+from support.embedding import assert_same
 from support.indexes import fabricate
+from support.random_model import save_random_model
 
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 
 from support.api import assert_error, client_of, encoded, names, post, search, status_of
 
-from onepeace.index import Index, Query, cache
+from onepeace import load
+from onepeace.index import Index, Query, build, cache
 from onepeace.index.database import DATABASE
 from onepeace.index.items import Item
 from onepeace.serve.requests import Decoder
@@ -138,6 +141,22 @@ def test_damaged_index_is_an_error_of_the_server(tmp_path, monkeypatch, is_kept)
     message = assert_error(answer, 500)
     assert "damaged" in message
     assert (str(index) in message, index.exists()) == (not is_kept, not is_kept)
+
+
+def test_index_that_gets_another_model_is_served_with_it(tmp_path, collection, random_folder, monkeypatch):
+    monkeypatch.setattr("onepeace.serve.service.PRESENT", 0.0)
+    other = save_random_model(tmp_path / "other", embed_dim=8)
+    folder = tmp_path / "index"
+    build(folder, collection / "note.txt", str(random_folder), device="cpu", progress=False)
+    with Index.open(folder, device="cpu") as opened:
+        client = client_of(opened)
+        for model in (random_folder, other):
+            if model == other:
+                build(folder, model=str(other), device="cpu", progress=False)
+            assert client.get("/v1/models").json()["data"][0]["id"] == model.name
+            answer = client.post("/v1/embeddings", json={"input": "a dog", "model": model.name}).json()
+            assert_same(answer["data"][0]["embedding"], load(model, device="cpu").encode(["a dog"])[0])
+            assert answer["model"] == model.name
 
 
 @pytest.mark.parametrize("source", ["image", "like"])
