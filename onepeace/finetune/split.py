@@ -283,7 +283,7 @@ def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[Parts, Spl
     assign_groups(data, source, pattern)
     data = without_contradictions(data)
     parts = parts_of(data)
-    while too_few := [keys for keys in data.records if not parts[TRAIN][keys] or not parts[VAL][keys]]:
+    while too_few := [keys for keys, held_out in parts[VAL].items() if not held_out]:
         data = without_contradictions(_without(data, too_few, source, pattern))
         parts = parts_of(data)
     check_enough(source, data)

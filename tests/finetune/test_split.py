@@ -62,6 +62,14 @@ def test_near_copies_are_joined_through_others(monkeypatch):
     assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
+@pytest.mark.usefixtures("no_near_copies")
+def test_records_with_a_common_file_are_joined():
+    data = own_data(["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "cat/1.jpg"])
+    assert num_groups(data) == 3
+    numbers = [record.targets["group"] for record in data.all_records]
+    assert numbers[1] == numbers[3]
+
+
 PATTERN = r"(\w+/video\d+)-"
 
 
@@ -153,7 +161,7 @@ def test_near_copies_are_all_pairs_of_close_vectors(angles, block):
     vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splitting, "BLOCK", block)
-        pairs = near_copies(vectors, np.cos(np.radians(21)))
+        pairs = near_copies(vectors, np.cos(np.radians(20)) - 1e-9)
     expected = {(i, j) for j in range(len(angles)) for i in range(j) if abs(angles[i] - angles[j]) <= 1}
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == expected
@@ -163,6 +171,7 @@ def test_pattern_compares_its_group_or_all_of_it():
     names = frames(2, 15)
     assert num_groups(own_data(names), r"video(\d+)") == 2
     assert num_groups(own_data(names), r".*video\d+") == 4
+    assert num_groups(own_data(names), r"(cat|dog)/video\d+") == 2
     assert num_groups(own_data(names), ".*") == 60
 
 
@@ -170,6 +179,14 @@ def test_pattern_compares_its_group_or_all_of_it():
 def test_pattern_that_matches_nothing_or_is_none(pattern):
     with pytest.raises(UsageError, match="--group"):
         assign_groups(own_data(frames(1, 2)), TABLE, pattern)
+
+
+def test_class_that_is_too_small_without_what_is_left_out_is_refused():
+    """Three sounds of owls are one group, so that none can be held out; four pictures are too few."""
+    data = own_data([*(f"cat/{number}.jpg" for number in range(20)), *(f"owl/{number}.jpg" for number in range(4))])
+    sounds = [Record("", "", {"audio": Path("/files/owl.wav"), "text": []}, {"label": "owl"}) for _ in range(3)]
+    with pytest.raises(UserError, match="class 'owl' has 4 usable items"):
+        divide(OwnData({**data.records, ("audio", "text"): sounds}, []), TABLE, ".*")
 
 
 def test_class_of_one_group_is_not_held_out():
