@@ -1,5 +1,7 @@
 """Bootstrap intervals: as wide as they should be, always the same, narrower for pairs."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,22 @@ def test_interval_of_a_share_is_that_of_the_binomial_distribution(share, count):
     assert high == pytest.approx(share + half_width, abs=0.005)
     assert interval(hits) == (low, high)
     assert DRAWS >= 1000
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_interval_of_few_values_is_that_of_all_draws(values):
+    """All equally likely draws with replacement, of which the bootstrap takes a thousand."""
+    means = [np.mean(draw) for draw in product(values, repeat=len(values))]
+
+    def between(share_below, value, share_above):
+        least = np.quantile(means, share_below, method="lower")
+        most = np.quantile(means, share_above, method="higher")
+        return least - 1e-9 <= value <= most + 1e-9
+
+    low, high = interval(values)
+    assert between(0.01, low, 0.045)
+    assert between(0.955, high, 0.99)
 
 
 def test_intervals_of_pairs_are_those_of_the_normal_distribution():
