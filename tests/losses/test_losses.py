@@ -204,7 +204,7 @@ def test_distillation_is_least_at_the_teacher():
         assert distillation(student - 0.1 * student.grad, teacher) < loss
 
 
-# classification, multilabel, hinge and the formula of boxes: against the original in tests/model/test_golden_heads.py
+# classification, multilabel, hinge and the formula of boxes: against the original in tests/heads/test_golden_heads.py
 
 
 # box
