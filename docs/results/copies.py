@@ -21,7 +21,7 @@ import onepeace
 from onepeace.errors import UserError
 from onepeace.index.copies import LOOKS
 from onepeace.index.groups import _candidates, _compared
-from onepeace.index.search import ALIKE
+from onepeace.index.search import NEAR_COPY
 
 PICTURES = {"flickr8k": 1000, "caltech101": 300, "openclipart": 187, "fashion": 200, "sports": 160, "grocery": 150}
 SOUNDS = {"sounds": 400, "esc50_fold5": 400}
@@ -113,7 +113,7 @@ def report(kind: str, originals: dict[str, bytes], make: Callable[[bytes], dict[
             continue
     pairs = pairs[[first in looks and second in looks for first, second in pairs.tolist()]]
     cosines = (vectors[pairs[:, 0]] * vectors[pairs[:, 1]]).sum(axis=1)
-    for rule, is_copy in (("duplicates", _compared(same, looks, pairs)), ("very similar", cosines >= ALIKE)):
+    for rule, is_copy in (("duplicates", _compared(same, looks, pairs)), ("very similar", cosines >= NEAR_COPY)):
         found = dict.fromkeys(sorted({change for _, change in origins.values()}), 0)
         num_false = 0
         for first, second in pairs[is_copy].tolist():

@@ -2,7 +2,8 @@
 
 ``python docs/results/questions.py SHARDS`` draws classes of the validation shards below SHARDS (val/caltech101, ...),
 writes files of most of them under neutral names, and asks for classes with files, and for others that have none. Then
-it asks for "motorcycle" beside a folder of this name, and for "cat" beside files of this name and a burst.
+it asks in folders with much of each thing, for "motorcycle" beside a folder of this name, and for "cat" beside files of
+this name and a burst.
 """
 
 import argparse
@@ -23,6 +24,8 @@ COLLECTIONS = {
     "known": ("caltech101", "tiny_imagenet", "pacs", "fashion", "esc50_fold5", "sounds"),
     "new": ("sports", "grocery", "openclipart", "emoji"),
 }
+MUCH = ("tiny_imagenet", "esc50_fold5", "sports")
+"""Collections with 7 to 12 files of a class."""
 SOUNDS = ("esc50_fold5", "sounds")
 QUESTIONS = 45
 """Number of questions with an answer, and of those without."""
@@ -34,7 +37,10 @@ FIRST = 5
 """A question is answered if a right file is among this many first hits."""
 SHOWN = 10
 """Number of hits of a question."""
+PLACES = 20
+"""Number of hits of a question in a folder with much of each thing."""
 CALLED = ("likely", "possible")
+BETTER = (*CALLED, "alike")
 POSSIBLE = 0.7
 
 Files = dict[str, list[tuple[bytes, str]]]
@@ -102,6 +108,30 @@ def print_questions(name: str, files: Files, folder: Path) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def print_much(files: Files, others: Files, num_classes: int, folder: Path) -> None:
+    """Three rows of a table: the words for right and wrong files of classes of which the folder has all files."""
+    rng = random.Random(num_classes)  # noqa: S311
+    labels = rng.sample(sorted(files), num_classes + QUESTIONS)
+    asked, without_answer = labels[:num_classes], labels[num_classes:]
+    folder.mkdir()
+    label_of: dict[str, str] = {}
+    for label, contents in [*((label, files[label]) for label in asked), *rng.sample(sorted(others.items()), 150)]:
+        for content, ending in contents[: 1 if label in others else None]:
+            path = folder / f"IMG_{len(label_of):04}.{ending}"
+            path.write_bytes(content)
+            label_of[str(path)] = label
+    words: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter(), "without an answer": Counter()}
+    with index_of(folder) as index:
+        for label in asked:
+            for hit in index.search(label, top=PLACES):
+                words["right" if label_of[hit.item.path] == label else "wrong"][str(hit.likelihood)] += 1
+        for label in without_answer:
+            words["without an answer"].update(str(hit.likelihood) for hit in index.search(label, top=PLACES))
+    for name, counts in words.items():
+        cells = [f"{counts[word] / counts.total():.3f}" for word in (*BETTER, "weak")]
+        print(f"| {num_classes}, {len(label_of)} | {name}, {counts.total()} | {' | '.join(cells)} |", flush=True)
+
+
 def share(values: list[bool]) -> str:
     return f"{sum(values) / len(values):.2f}"
 
@@ -154,13 +184,17 @@ def main() -> None:
         for name, sets in COLLECTIONS.items():
             files = classes_of(shards, [f"val/{a_set}/*.tar.gz" for a_set in sets])
             print_questions(name, files, folder / name)
+        print(f"\n| classes, files | hits | {' | '.join(BETTER)} | weak |\n| --- | --- |{' ---: |' * 4}")
+        much = classes_of(shards, [f"val/{a_set}/*.tar.gz" for a_set in MUCH])
+        others = classes_of(shards, ["val/flickr8k/*.tar.gz"])
+        for num_classes in (15, 40, 80):
+            print_much(much, others, num_classes, folder / f"much{num_classes}")
         motorcycles = classes_of(shards, ["train/image_text/caltech101-*.tar.gz"])["motorbike"]
         tiny_images = classes_of(shards, ["val/tiny_imagenet/*.tar.gz"])
         cats = tiny_images["tabby cat"] + tiny_images["egyptian cat"]
-        photographs = classes_of(shards, ["val/flickr8k/*.tar.gz"])
-        others = [files[0] for files in photographs.values()]
-        print_folder(motorcycles, others, folder / "folder")
-        print_minimum(cats, others, folder / "minimum")
+        photographs = [files[0] for files in others.values()]
+        print_folder(motorcycles, photographs, folder / "folder")
+        print_minimum(cats, photographs, folder / "minimum")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ frames and by its audio track; "at" is the position of the hit.
 The match of a file is the share of unrelated queries whose best hit of its kind scores lower. From 0.95 on the file is
 likely to be what was meant, from 0.7 on it is possible; for a copy of the query it is 1. It depends on the query, the
 file and the index, not on filters or other hits. Likely files come first, then possible ones, then weak ones, which
-have no number and are ordered by how far the score lies above those of unrelated queries (z). If the model has no
+have no number and are ordered by how far the score lies above those of unrelated queries (z). Weak files close below
+the possible ones are called alike if two files of their kind are likely: more of the same. If the model has no
 unrelated queries of the query's modality, the cosine of all hits is shown instead.
 
 {WHERE}

@@ -14,6 +14,10 @@ vectors are stored with a model (`CALIBRATION`). Nothing is fitted (docs/results
 Both depend on the query, the file and the index, but not on filters and other hits. A list is ordered by the match as a
 word, then as a number; weak files by z (`worth`).
 
+The match compares a file with the best hits of unrelated queries, so of a thing that a folder has much of, many files
+are weak. Where `SEVERAL` of the files of a kind that were searched are likely, a weak one of it that would be possible
+if it were `MARGIN` nearer is called alike: more of the same.
+
 A query of several parts is q = sum of w_p v_p. Unrelated queries of this form are not scored; their distribution is
 derived from those of the parts. Their mean cosine is the sum of w_p r_p, with r_p the mean of part p. An excess e_p
 over the mean for each part becomes sqrt(sum of w_p w_q e_p e_q a_pq) for the sum, as standard deviations add up, with
@@ -47,6 +51,10 @@ POSSIBLE = 0.7
 """Match from which a hit is possibly relevant: 7 of 10 unrelated queries find nothing as near."""
 RELEVANT = 0.2
 """Match of the best hit below which nothing relevant was found: 4 of 5 unrelated queries do better."""
+MARGIN = 0.5
+"""Standard deviations of z that a file alike is at most below a possible one."""
+SEVERAL = 2
+"""Number of likely files of a kind from which there may be files alike."""
 WEAK = "weak"
 WORDS = (WEAK, "possible", "likely")
 MODALITIES = ("image", "audio", "text")
@@ -362,6 +370,14 @@ class Scale:
         reliance = self._first_shares[modality] / self._first_shares[self._leading]
         matches_by_z = _share_below(self._best_z[self._leading], z_scores)
         return z_scores, reliance * matches + (1 - reliance) * matches_by_z
+
+    def are_close(self, modality: str, cosines: NDArray) -> NDArray:
+        """(n,) bool: whether items with these cosines would be possible if they were `MARGIN` nearer."""
+        unrelated = self._unrelated.get(modality)
+        if unrelated is None:
+            return np.zeros(len(cosines), bool)
+        _, matches = self.score(modality, cosines + MARGIN * unrelated.deviation / self._length)
+        return np.asarray(matches) >= POSSIBLE
 
 
 def _share_below(ascending: NDArray, values: NDArray) -> NDArray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Scale, level, worth
+from onepeace.index.match import LIKELY, POSSIBLE, RELEVANT, SEVERAL, WEAK, WORDS, Scale, level, worth
 from onepeace.index.query import Allowed, QueryVector, SearchOptions, rows_of_files
 from onepeace.index.words import WordSearch
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onepeace.index.state import State
 
 NAMED = "named"
+ALIKE = "alike"
 NOTHING = "nothing relevant found; the nearest are:"
 POOL = 200
 """Number of files that are sorted by date or path together: first the best 200, then the next 200, and so on."""
@@ -35,7 +36,7 @@ VECTORS_PER_HIT = 4
 """Vectors fetched per requested hit, as several may belong to one file."""
 GROWTH = 4
 """Factor by which more vectors are fetched if they were too few."""
-ALIKE = 0.997
+NEAR_COPY = 0.997
 """Minimum cosine of two files of one kind to be shown as near copies: different printed pages reach 0.996."""
 SAME = 0.9999
 """Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
@@ -61,6 +62,8 @@ class Hit:
     query. None if a modality has no unrelated queries."""
     named: bool = False
     """Whether the file has all words of the query."""
+    alike: bool = False
+    """Whether it is weak, and more of the same as the likely hits (match.py)."""
     rare: bool = False
     """Whether it comes first, as few files have them."""
     start: float | None = None
@@ -81,17 +84,21 @@ class Hit:
         """The match as displayed, with a number if it is likely or possible; or the cosine if there is no match."""
         if self.match is None:
             return f"{self.score:.3f}"
-        if self.likelihood in (WEAK, NAMED):
+        if self.likelihood in (WEAK, ALIKE, NAMED):
             return self.likelihood
         return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
 
     @property
     def likelihood(self) -> str | None:
-        """The match as a word: likely, possible or weak, or `NAMED` for a weak file with all words."""
+        """The match as a word: likely, possible or weak; of weak files, `NAMED` with all words, and `ALIKE`."""
         if self.match is None:
             return None
         word = WORDS[level(np.array(self.match))]
-        return NAMED if self.named and word == WEAK else word
+        if word != WEAK:
+            return word
+        if self.named:
+            return NAMED
+        return ALIKE if self.alike else WEAK
 
     @property
     def at(self) -> str:
@@ -175,6 +182,8 @@ class Candidates(NamedTuple):
     """(c,) float32."""
     matches: np.ndarray | None
     """(c,) float64; None if the rows are ordered by cosine."""
+    are_close: np.ndarray
+    """(c,) bool: whether they are possible, or nearly so (`Scale.are_close`)."""
     have_words: np.ndarray
     """(c,) bool: whether their files have all words of the query."""
     are_last: np.ndarray
@@ -275,15 +284,18 @@ class Search:
                     z_scores = np.where(is_copy, np.inf, z_scores)
                     matches = np.where(is_copy, 1.0, matches)
                 z_scores = z_scores + WORDS_Z * has_words
+                are_close = self.scale.are_close(modality, cosines)
                 are_last = np.arange(1, len(rows) + 1) == count
-                parts.append((rows, cosines, z_scores, matches, np.full(len(rows), has_words), are_last))
-        rows, cosines, z_scores, matches, have_words, are_last = map(np.concatenate, zip(*parts, strict=True))
+                parts.append((rows, cosines, z_scores, matches, are_close, np.full(len(rows), has_words), are_last))
+        columns = map(np.concatenate, zip(*parts, strict=True))
+        rows, cosines, z_scores, matches, are_close, have_words, are_last = columns
         keys = [-key for key in worth(matches, z_scores)] if has_matches else [-cosines]
         order = np.lexsort((rows, self._places_by_path(rows, cosines), *keys, ~(have_words & self.words.are_rare)))
         return Candidates(
             rows=rows[order],
             cosines=cosines[order],
             matches=matches[order] if has_matches else None,
+            are_close=are_close[order],
             have_words=have_words[order],
             are_last=are_last[order],
         )
@@ -314,21 +326,21 @@ class Search:
         if not self.options.collapse:
             return [[place] for place in best.tolist()]
         groups = {place: [place] for place in best.tolist()}
-        for place, other in self._alike(rows, best):
+        for place, other in self._near_copies(rows, best):
             if place in groups and other in groups:
                 groups[other] += groups.pop(place)
         return list(groups.values())
 
-    def _alike(self, rows: np.ndarray, places: np.ndarray) -> list[tuple[int, int]]:
+    def _near_copies(self, rows: np.ndarray, places: np.ndarray) -> list[tuple[int, int]]:
         """Pairs of places whose rows are near copies, of files of one kind: a place, then one before it."""
         vectors = self.matrix.vectors[rows[places]]
         modality = self.matrix.modality[rows[places]]
         pairs: list[tuple[int, int]] = []
         for start in range(0, len(places), BLOCK):
             block = vectors[start : start + BLOCK]
-            is_alike = np.tril(block @ vectors[: start + len(block)].T >= ALIKE, start - 1)
-            is_alike &= modality[start : start + BLOCK, None] == modality[: start + BLOCK]
-            later, earlier = np.nonzero(is_alike)
+            are_copies = np.tril(block @ vectors[: start + len(block)].T >= NEAR_COPY, start - 1)
+            are_copies &= modality[start : start + BLOCK, None] == modality[: start + BLOCK]
+            later, earlier = np.nonzero(are_copies)
             pairs += zip(places[start + later].tolist(), places[earlier].tolist(), strict=True)
         if not pairs:
             return []
@@ -341,8 +353,9 @@ class Search:
         """The hits from `offset` on, `top` of them."""
         page = slice(self.options.offset, self.options.offset + self.options.top)
         file_of = self.matrix.file[candidates.rows].tolist()
+        are_alike = self._are_alike(candidates, groups)
         if self.options.sort != "match":
-            groups = self._sorted(candidates, groups)
+            groups = self._sorted(candidates, groups, are_alike)
         groups = groups[page]
         items = self.store.items_of({file_of[place] for group in groups for place in group})
         words_by_file = self.words.words_by_file([file_of[group[0]] for group in groups])
@@ -359,6 +372,7 @@ class Search:
                     score=float(candidates.cosines[place]),
                     match=None if candidates.matches is None else float(candidates.matches[place]),
                     named=has_words,
+                    alike=bool(are_alike[place]),
                     rare=has_words and self.words.are_rare,
                     start=span.start,
                     end=span.end,
@@ -368,14 +382,24 @@ class Search:
             )
         return tuple(hits)
 
-    def _sorted(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
+    def _are_alike(self, candidates: Candidates, groups: list[list[int]]) -> np.ndarray:
+        """(c,) bool: whether candidates are weak, and more of the same as `SEVERAL` likely files of their kind."""
+        if candidates.matches is None:
+            return np.zeros(len(candidates.rows), bool)
+        modality = self.matrix.modality[candidates.rows]
+        leaders = np.array([group[0] for group in groups], np.int64)
+        are_likely = candidates.matches[leaders] >= LIKELY
+        num_likely = np.bincount(modality[leaders[are_likely]], minlength=len(self.store.modalities))
+        return candidates.are_close & (candidates.matches < POSSIBLE) & (num_likely >= SEVERAL)[modality]
+
+    def _sorted(self, candidates: Candidates, groups: list[list[int]], are_alike: np.ndarray) -> list[list[int]]:
         """The groups by date, newest first, or by path, inside each pool of `POOL` files.
 
-        Weak ones would hide the best, so they are left out, but for those with all words, and unless all are weak or a
-        minimum was given.
+        Weak ones would hide the best, so they are left out, but for those alike or with all words, and unless all are
+        weak or a minimum was given.
         """
         if self.options.min_match is None and candidates.matches is not None:
-            is_kept = (candidates.matches >= POSSIBLE) | candidates.have_words
+            is_kept = (candidates.matches >= POSSIBLE) | are_alike | candidates.have_words
             groups = [group for group in groups if is_kept[group[0]]] or groups
         groups = groups[: self.num_ordered]
         rows = candidates.rows[[group[0] for group in groups]]

@@ -143,10 +143,10 @@ class Tools:
         """Search pictures, sounds, texts and videos of the index by content, best hits first.
 
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
-        unrelated queries whose best hit here scores lower: from 0.95 on it is likely right, below 0.7 weak. A "named"
-        file has all words of the text in its name, caption or metadata; it comes first if they are "rare". "relevant"
-        is false when no file is likely to be what is meant. "start" and "end" are seconds. "hints" say what may be
-        wrong with the text, such as a misspelt word.
+        unrelated queries whose best hit here scores lower: from 0.95 on it is likely right, below 0.7 weak, or "alike"
+        if it seems to be more of the same. A "named" file has all words of the text in its name, caption or metadata;
+        it comes first if they are "rare". "relevant" is false when no file is likely to be what is meant. "start" and
+        "end" are seconds. "hints" say what may be wrong with the text, such as a misspelt word.
 
         Args:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"

@@ -78,6 +78,34 @@ def banks_over(index, vectors, modalities):
     return banks
 
 
+def likelihoods(index, **options):
+    return {hit.item.path[3:]: hit.likelihood for hit in index.search(QUERY, **options)}
+
+
+@pytest.mark.parametrize(
+    ("likely", "other"),
+    [
+        ({"a.jpg": 0, "b.jpg": 8}, "alike"),
+        ({"a.jpg": 0}, "weak"),
+        ({"a.jpg": 0, "b.jpg": 1}, "weak"),  # near copies
+    ],
+    ids=str,
+)
+def test_files_just_below_possible_are_alike_where_several_of_their_kind_are_likely(fill, likely, other):
+    files = {**likely, "c.jpg": 18, "d.jpg": 25, "e.jpg": 60}
+    index = fill(files)
+    banks = banks_over(index, {"sentence": [at(degrees) for degrees in range(45, 85, 2)]}, [*map(modality_of, files)])
+    banks.best[:] = np.linspace(0.85, 0.985, 20)[:, None]  # possible: 18 degrees, likely: 10
+
+    found = likelihoods(index)
+
+    assert found == {**dict.fromkeys(found, "likely"), "c.jpg": "possible", "d.jpg": other, "e.jpg": "weak"}
+    assert likelihoods(index, top=1, offset=len(found) - 2) == {"d.jpg": other}
+    by_path = likelihoods(index, sort="path")
+    assert ("d.jpg" in by_path) == (other == "alike")
+    assert "e.jpg" not in by_path
+
+
 def names(results):
     """Names of the files that were found, the best first."""
     return " ".join(hit.item.path.removeprefix("/p/") for hit in results)
@@ -279,6 +307,9 @@ class SoundsMatchBetter:
             return cosines, np.minimum(cosines + 0.2, 1)
         return cosines, cosines
 
+    def are_close(self, _, cosines):
+        return cosines > 0.4
+
 
 def test_order_is_by_likelihood_then_by_match_and_of_weak_ones_by_z(fill, monkeypatch):
     monkeypatch.setattr("onepeace.index.search.Scale", SoundsMatchBetter)
@@ -290,6 +321,16 @@ def test_order_is_by_likelihood_then_by_match_and_of_weak_ones_by_z(fill, monkey
     assert names(results) == "c.ogg d.ogg a.jpg b.jpg e.ogg"
     assert [hit.likelihood for hit in results] == ["likely", "possible", "possible", "weak", "weak"]
     assert [hit.match for hit in results] == pytest.approx([0.98, 0.85, 0.8, 0.6, 0.65])
+
+
+def test_pictures_are_not_alike_because_sounds_are_likely(fill, monkeypatch):
+    monkeypatch.setattr("onepeace.index.search.Scale", SoundsMatchBetter)
+    angles = {"a.ogg": 0.8, "b.ogg": 0.78, "c.jpg": 0.6, "d.ogg": 0.45}
+    index = fill({name: float(np.degrees(np.arccos(cosine))) for name, cosine in angles.items()})
+
+    found = likelihoods(index, collapse=False)
+
+    assert found == {"a.ogg": "likely", "b.ogg": "likely", "c.jpg": "weak", "d.ogg": "alike"}
 
 
 @pytest.mark.parametrize(
