@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Literal, NamedTuple
 
@@ -203,6 +204,12 @@ class Encoding:
         self.batch_size = batch_size
         self.stops = stops
         self.workers = embedder.workers
+        self._sorted = partial(
+            batches_of,
+            size_of=lambda sample: embedder.processors[sample.modality].size(sample.tensor),
+            batch_size=batch_per_worker(batch_size, self.workers),
+            workers=self.workers,
+        )
         self.waiting: deque[Item] = deque()
         """Items in order, of which the first is not done."""
 
@@ -268,12 +275,6 @@ class Encoding:
                 yield []
         yield from self._sorted(block)
         yield []  # the last item is done only now if its sample filled a block
-
-    def _sorted(self, block: list[Sample]) -> Iterator[list[Sample]]:
-        """The batches of a block."""
-        processors = self.embedder.processors
-        share = batch_per_worker(self.batch_size, self.workers)
-        return batches_of(block, lambda sample: processors[sample.modality].size(sample.tensor), share, self.workers)
 
     def compute(self, batch: list[Sample]) -> Iterable[Tensor]:
         """The vectors (B, E) of a batch of one modality."""

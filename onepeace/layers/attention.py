@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import at_least_float32, cast_once
+from .precision import cast_once
 from .recompute import RecomputedEnd
 
 
@@ -168,7 +168,7 @@ class AttentionPool(nn.Module):
         k = self.k(x).view(batch, length, self.num_heads, -1)
         v = self.v(x).view(batch, length, self.num_heads, -1)
         logits = torch.einsum("hd,blhd->bhl", self.q, k)
-        logits = logits.to(at_least_float32(logits.dtype))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if padding_mask is not None:
             logits = logits.masked_fill(padding_mask[:, None], -torch.inf)
         pooled = torch.einsum("bhl,blhd->bhd", logits.softmax(-1).to(v.dtype), v)

@@ -7,11 +7,6 @@ import torch
 from torch import Tensor
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for sums and norms of ``dtype`` values: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def cast_once(x: Tensor) -> Tensor:
     """Cast ``x`` as autocast would for matrix products, so that several products share one copy."""
     device_type = x.device.type

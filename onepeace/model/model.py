@@ -17,7 +17,6 @@ from onepeace.errors import UserError
 from onepeace.heads import make_head
 from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
-from onepeace.layers.precision import at_least_float32
 
 from .adapters import ADAPTERS, make_adapter
 from .block import Block, ClipBlock
@@ -135,7 +134,7 @@ class OnePeace(Encoder):
             modalities = ", ".join(self.config.projections)
             raise ValueError(f"{key} has no projection into the shared space; modalities with one: {modalities}")
         x = self.heads[key](features.cls)
-        return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
     def reconstruct(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode the tokens ``keep`` only, and decode the features of all tokens: (B, L_m, D), CLS first."""
