@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 
 from onepeace.data.source import read_source
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.processors.tokenizer import read_tokenizer
 
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    whole = whole_words(read_tokenizer(resolve("tiny") / "tokenizer.json"))
+    whole = whole_words(read_tokenizer(fetch_model("tiny").folder / "tokenizer.json"))
     samples = read_source("val/flickr8k/*.tar.gz", ["text"], folder)
     captions = sorted({caption for sample in samples for caption in sample.captions})
     chosen = np.random.default_rng(0).choice(len(captions), COUNT, replace=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import onepeace
 from onepeace.data.sample import Sample
 from onepeace.evaluate.protocols.protocol import Items, encode
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.index.match import CALIBRATION, POSSIBLE, RELEVANT, TEXTS, Banks, Scale, texts_of, worth
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
@@ -251,7 +251,7 @@ def area_under_curve(low: NDArray, high: NDArray) -> float:
 def banks_of(sources: Sequence[Source], model: Any, name: str) -> Banks:
     """The unrelated queries: those of the model's folder if items are queries, else texts that are encoded now."""
     if any(source.queries == "items" for source in sources):
-        return Banks.load((resolve(name) / CALIBRATION).read_bytes())
+        return Banks.load((fetch_model(name).folder / CALIBRATION).read_bytes())
     return Banks({bank: encode(model, "text", texts_of(bank)) for bank in TEXTS})
 
 

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from onepeace.export.text_branch import keep_text_branch
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.index import Index, Query
 from onepeace.index.database import Store
 from onepeace.index.items import Item, Span
@@ -46,7 +46,7 @@ def make(folder: Path, rows: np.ndarray) -> None:
                 for i, row in enumerate(block):
                     store.add(Item(f"/p/{start + i}.jpg", "image", width=i % 100), [Span("image")], row)
         with store.transaction():
-            store.keep_blob("calibration", (resolve("tiny") / CALIBRATION).read_bytes())
+            store.keep_blob("calibration", (fetch_model("tiny").folder / CALIBRATION).read_bytes())
         keep_text_branch("tiny", about["model_hash"])
         finish(store)
 

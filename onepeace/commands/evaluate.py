@@ -95,11 +95,11 @@ def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError])
 def _about(name: str, model: Any) -> dict[str, Any]:
     """Model, precision and version to which the metrics belong."""
     from onepeace import __version__
-    from onepeace.hub.resolve import fingerprint, resolve
+    from onepeace.hub.resolve import fetch_model
 
     return {
         "model": name,
-        "model_hash": fingerprint(resolve(name)),
+        "model_hash": fetch_model(name).identity.hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "version": __version__,
     }
@@ -124,10 +124,9 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     """The model; a generative one if a set needs it."""
     import onepeace
     from onepeace.hub.architectures import can_write
-    from onepeace.hub.folder import read_config
-    from onepeace.hub.resolve import resolve
+    from onepeace.hub.resolve import fetch_model
 
     needs_writer = any(protocol.needs_writer for protocol in recipe.sets.values())
-    if needs_writer and can_write(read_config(resolve(args.model))):
+    if needs_writer and can_write(fetch_model(args.model).config):
         return onepeace.load_generator(args.model, device=args.device, dtype=args.dtype)
     return options.load(args)

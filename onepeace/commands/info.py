@@ -15,6 +15,7 @@ from onepeace.hub.towers.config import TowersConfig, names_towers
 from onepeace.processors.tokenizer import preparation
 
 if TYPE_CHECKING:
+    from onepeace.hub.resolve import OpenModel
     from onepeace.hub.tensors import ModelDescription
 
 EPILOG = """example:
@@ -52,29 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onepeace.hub.folder import check_content
+    from onepeace.hub.resolve import OpenModel
     from onepeace.hub.weights import describe
 
-    path = _path(args.model)
-    towers = _towers_in(path)
-    if towers is not None:
-        print(json.dumps(to_plain(towers), indent=1) if args.json else text_of_towers(path, towers))
-        return 0
-    description = describe(path)
-    if path.is_dir():
-        check_content(path, again=True)
-    report = report_on(description)
+    model = _model(args.model)
+    if isinstance(model, OpenModel):
+        towers: object = model.config.model
+        if isinstance(towers, TowersConfig):
+            print(json.dumps(to_plain(towers), indent=1) if args.json else text_of_towers(model.folder, towers))
+            return 0
+        check_content(model.folder, again=True)
+    report = report_on(describe(model))
     print(json.dumps(report, indent=1) if args.json else text_of(report))
     return 0
-
-
-def _towers_in(path: Path) -> TowersConfig | None:
-    """The models of other libraries that a model folder joins; None if it is another folder or a file."""
-    from onepeace.hub.folder import read_config
-
-    if not path.is_dir():
-        return None
-    model: object = read_config(path).model
-    return model if isinstance(model, TowersConfig) else None
 
 
 def text_of_towers(path: Path, config: TowersConfig) -> str:
@@ -87,22 +78,22 @@ def text_of_towers(path: Path, config: TowersConfig) -> str:
     return _aligned(lines)
 
 
-def _path(name: str) -> Path:
-    """The file or folder of that name; nothing is downloaded."""
+def _model(name: str) -> "Path | OpenModel":
+    """The file or model of that name; released models and towers are not downloaded."""
     from onepeace.files.atomic import cache_folder
     from onepeace.hub.download import RELEASED
-    from onepeace.hub.resolve import folder_of, resolve
+    from onepeace.hub.resolve import fetch_model, folder_of, open_model
 
     path = Path(name).expanduser()
     if path.exists():
-        return path
+        return open_model(path) if path.is_dir() else path
     if names_towers(name) and not folder_of(name, cache_folder()).is_dir():
         raise UserError(f"{name} has not been loaded yet; onepeace.load({name!r}) does so, and downloads it")
     released = RELEASED.get(name)
     if released is not None and not (cache_folder() / name).is_dir():
         load = "load_generator" if released.generates else "load"
         raise UserError(f"{name} ({released.about}) is not on this machine; onepeace.{load}({name!r}) downloads it")
-    return resolve(name)
+    return fetch_model(name)
 
 
 def report_on(description: "ModelDescription") -> dict[str, Any]:

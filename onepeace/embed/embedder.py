@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.config import Config
-from onepeace.device import choose_device, choose_dtype, count_parameters
+from onepeace.device import choose_device
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.classify import TEMPLATE, check_choice, prototypes
 from onepeace.embed.encode import Embedded, Encoding
@@ -28,9 +28,7 @@ from onepeace.embed.predict import Predictor
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
-from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import identify, resolve
-from onepeace.hub.tensors import build_without_values
+from onepeace.hub.resolve import fetch_model
 from onepeace.processors.processor import Processor
 from onepeace.processors.registry import processor_class
 
@@ -69,33 +67,29 @@ def load(
         UserError: no model of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
     chosen_device = choose_device(device)
-    folder = resolve(str(name))
-    config = read_config(folder)
-    check_encodes(config, str(name))
-    kept: list[str] | None = None
-    kept_config = config
+    opened = fetch_model(name)
+    check_encodes(opened.config, str(name))
+    config = opened.config
     if modalities is not None:
         kept = [modalities] if isinstance(modalities, str) else list(modalities)
-        kept_config = keep_modalities(config, kept, str(folder))
+        config = keep_modalities(config, kept, str(opened))
 
     load_by_library = architecture(config.architecture).load
     if load_by_library is not None:
         if compile:
             log.warning("not compiled: %s is computed by its own library", name)
-        module_and_processors = load_by_library(kept_config.model, folder, chosen_device, dtype)
-        return Embedder(*module_and_processors, identify(name))
+        module_and_processors = load_by_library(config.model, opened.folder, chosen_device, dtype)
+        return Embedder(*module_and_processors, opened.identity)
 
-    # By the size of the whole model, so that "auto" and the vectors do not depend on the modalities that are kept.
-    num_parameters = count_parameters(build_without_values(config, str(name)))
-    chosen_dtype = choose_dtype(dtype, chosen_device, num_parameters)
-    module = weight_files.load_encoder(folder, device=chosen_device, dtype=chosen_dtype, modalities=kept)
+    kept_modalities = None if modalities is None else list(config.model.adapters)
+    module = weight_files.load_encoder(opened, device=chosen_device, dtype=dtype, modalities=kept_modalities)
     if compile:
         compile_blocks(module)
-    return Embedder(module, _processors(kept_config, folder), identify(name))
+    return Embedder(module, _processors(config, opened.folder), opened.identity)
 
 
 def _processors(config: Config, folder: Path) -> dict[str, Processor]:
-    """The processor of each modality of a model, with the settings and files of its folder."""
+    """The processor of each modality of a configuration, with the files of its folder."""
     makers = architecture(config.architecture).processors
     processors = {}
     for modality in config.model.adapters:

@@ -24,8 +24,8 @@ from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
 from onepeace.hub.architectures import check_own_weights, classifies_items
-from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
-from onepeace.hub.resolve import fingerprint, resolve
+from onepeace.hub.folder import TOKENIZER, check_free, new_folder
+from onepeace.hub.resolve import fetch_model
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import TextPieces
 
@@ -81,21 +81,21 @@ def export_model(
     check_free(folder, replace=replace, what="export")
     if form != "torch":
         need_writers()
-    source = resolve(os.fspath(name))
-    config = read_config(source)
+    opened = fetch_model(name)
+    config = opened.config
     check_own_weights(config, str(name))
     chosen = _chosen(config.model.projections, modalities, str(name))
     left_out = [name for name, head in config.model.heads.items() if not classifies_items(head)]
     if left_out:
         log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
-    record: dict[str, Any] = {"format": EXPORT_FORMAT, "model_hash": fingerprint(source), "form": form}
+    record: dict[str, Any] = {"format": EXPORT_FORMAT, "model_hash": opened.identity.hash, "form": form}
     branches: dict[str, Any] = {}
     exported = []
     ending = "pt2" if form == "torch" else "onnx"
     with new_folder(folder, replace=replace, what="export") as part:
         for key in chosen:
             log.info("%s ...", key)
-            embedder = load(source, device="cpu", dtype="float32", modalities=[key])
+            embedder = load(opened, device="cpu", dtype="float32", modalities=[key])
             embedder.encoder.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(processor)

@@ -29,7 +29,7 @@ from onepeace.finetune.recipe import FROZEN, auto_recipe, check_overrides, descr
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
 from onepeace.hub.folder import CONFIG, read_config
-from onepeace.hub.resolve import fingerprint, resolve
+from onepeace.hub.resolve import fetch_model, fingerprint
 from onepeace.train.checkpoint import folders, remove
 from onepeace.train.logging import LOG_FILE, read_log
 from onepeace.train.recipe import MAY_CHANGE, Recipe, model_folder
@@ -101,7 +101,7 @@ class FineTuning:
     @property
     def start(self) -> Path:
         """Folder of the model to start from."""
-        return model_folder(self.model) if Path(self.model).is_dir() else resolve(self.model)
+        return model_folder(self.model) if Path(self.model).is_dir() else fetch_model(self.model).folder
 
     def run(self, overwrite: bool = False) -> Result:
         """Run all stages that are not done yet.

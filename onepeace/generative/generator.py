@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onepeace.config import Config
-from onepeace.device import choose_device, choose_dtype, count_parameters
+from onepeace.device import choose_device
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
@@ -25,9 +25,8 @@ from onepeace.generative.tasks import Answer, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, can_write, writing_head
-from onepeace.hub.folder import TASKS, TOKENIZER, read_config
-from onepeace.hub.resolve import resolve
-from onepeace.hub.tensors import build_without_values
+from onepeace.hub.folder import TASKS, TOKENIZER
+from onepeace.hub.resolve import fetch_model
 from onepeace.model import Encoder, Trained
 from onepeace.processors.processor import Processor
 from onepeace.processors.registry import modality_of
@@ -52,23 +51,21 @@ def load_generator(
     Raises:
         UserError: as for `onepeace.load`; a model that does not write text; a wrong field in tasks.yaml.
     """
-    folder = resolve(name)
-    config = read_config(folder)
+    opened = fetch_model(name)
+    config = opened.config
     if not can_write(config):
         raise UserError(
             "cannot write text; name a model that can: tiny-captions, or one of OFA, such as ofa-base", where=name
         )
-    tokenizer = read_tokenizer(folder / TOKENIZER)
-    tasks = read_tasks(folder / TASKS)
+    tokenizer = read_tokenizer(opened.folder / TOKENIZER)
+    tasks = read_tasks(opened.folder / TASKS)
     if architecture(config.architecture).generates:
-        device = choose_device(device)
-        num_parameters = count_parameters(build_without_values(config))
-        module = weights.load(folder, device, choose_dtype(dtype, device, num_parameters))
+        module = weights.load(opened, choose_device(device), dtype)
         return generator_of(config, module, {}, tokenizer, tasks)
     modalities = list(config.model.heads[writing_head(config)]["on"])
     if "text" in config.model.adapters:
         modalities.append("text")
-    embedder = load(name, device=device, dtype=dtype, modalities=modalities)
+    embedder = load(opened, device=device, dtype=dtype, modalities=modalities)
     return generator_of(config, embedder.encoder, embedder.processors, tokenizer, tasks)
 
 

@@ -27,7 +27,7 @@ REPLACED = "old"
 """Ending of a folder while another is put in its place."""
 
 
-def read_config(folder: str | Path) -> Config:
+def read_config(folder: str | os.PathLike[str]) -> Config:
     """Read the configuration of a model folder; UserError if it is missing or its architecture is unknown."""
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,5 +1,7 @@
-"""Model folders by name (bundled, a local folder, a released checkpoint, models of other libraries, a Hugging Face
-repository), and the identity by which a model's vectors are told from those of another. No torch here.
+"""Models by name (bundled, a local folder, a released checkpoint, models of other libraries, a Hugging Face
+repository), opened once, and the identity by which a model's vectors are told from those of another. No torch here.
+
+What begins with "fetch" may use the network; nothing else does.
 """
 
 import difflib
@@ -7,6 +9,8 @@ import hashlib
 import logging
 import os
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +30,46 @@ _HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml", SUM
 log = logging.getLogger(__name__)
 
 
-def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Path:
-    """Find the folder of a model, downloading it if needed.
+class Identity(NamedTuple):
+    """Name and hash of a model."""
+
+    name: str
+    """Name for people; for a model folder its absolute path."""
+    hash: str
+    """Two models with the same hash are taken to give the same vectors."""
+    is_loadable: bool = False
+    """Whether `onepeace.load` gives the model by its name."""
+
+
+@dataclass(frozen=True)
+class OpenModel(os.PathLike[str]):
+    """A model whose configuration has been read; it can stand wherever the name or folder of a model can."""
+
+    name: str
+    """In a form that holds from any working folder."""
+    folder: Path
+    config: Config
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    __str__ = __fspath__
+
+    @cached_property
+    def identity(self) -> Identity:
+        """By which an index knows the model."""
+        return Identity(self.name, fingerprint(self.folder), is_loadable=True)
+
+
+def open_model(folder: str | os.PathLike[str]) -> OpenModel:
+    """Open a model folder. UserError if it is not one."""
+    if isinstance(folder, OpenModel):
+        return folder
+    return OpenModel(os.path.abspath(folder), Path(folder), read_config(folder))
+
+
+def fetch_model(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> OpenModel:
+    """Open a model by its name, downloading it if needed.
 
     Args:
         name: a bundled model (`BUNDLED_NAMES`), an existing folder (never touches the network), a released name
@@ -39,24 +81,30 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     Raises:
         UserError: unknown name (the nearest known ones are listed), an incomplete folder, no network.
     """
-    text = os.fspath(name)
+    if isinstance(name, OpenModel):
+        return name
+    folder = _fetch_folder(os.fspath(name), cache)
+    return OpenModel(full_name(name), folder, read_config(folder))
+
+
+def _fetch_folder(text: str, cache: str | os.PathLike[str] | None) -> Path:
     path = Path(text).expanduser()
     downloads = cache_folder() if cache is None else Path(cache).expanduser()
     if text in BUNDLED_NAMES:
-        return _complete(BUNDLED / text)
+        return BUNDLED / text
     if names_towers(text):
-        return tower_folder(text, downloads)
+        return _fetch_towers(text, downloads)
     if text and path.is_dir():
-        return _complete(path)
+        return path
     if path.is_file():
         raise UserError(f"is a file; make a model folder of it with: onepeace convert {text} -o OUT", where=text)
     if text in RELEASED:
-        return _released(text, downloads)
+        return _fetch_released(text, downloads)
     repository = _REPOSITORY.fullmatch(text)
     if repository and not text.startswith("."):
         what = f"{text}: no such folder here, and the model"
         remedy = "check the name and the network, or give a folder"
-        return _complete(from_hub(repository[1], _HUB_FILES, what, remedy, cache, revision=repository[2]))
+        return from_hub(repository[1], _HUB_FILES, what, remedy, cache, revision=repository[2])
     raise _unknown(text)
 
 
@@ -83,78 +131,36 @@ def full_name(name: str | os.PathLike[str]) -> str:
     return text
 
 
-def _complete(folder: Path) -> Path:
-    read_config(folder)
-    return folder
-
-
-def _released(name: str, cache: Path) -> Path:
+def _fetch_released(name: str, cache: Path) -> Path:
     """Folder of a converted checkpoint in the cache, downloaded and converted the first time."""
     from filelock import FileLock
 
-    from onepeace.hub.convert.original import vocabulary
+    from onepeace.hub.convert.original import describe_original, fetch_vocabulary, write_converted
 
     released = RELEASED[name]
     folder = cache / name
     if folder.is_dir():
-        return _complete(folder)
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # If two processes need the same model, the second waits and then finds it.
     with FileLock(folder.with_name(f"{name}.lock")):
         if folder.is_dir():
-            return _complete(folder)
+            return folder
         if "text" in released.modalities:
-            vocabulary(None)  # a few MB; fail before downloading gigabytes
+            fetch_vocabulary(None)  # a few MB; fail before downloading gigabytes
         log.warning(
             "%s: downloaded and converted once; this needs twice its size on the disk, and 2 GB of memory", name
         )
         file = fetch(released.url, cache / "downloads" / released.file, copies=2)
-        _convert(file, folder)
+        write_converted(describe_original(file), folder, progress=True)
         file.unlink()  # as large as the model, and not needed again
         size = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
         log.info("%s is in %s: %.1f GB, and about as much in memory", name, folder, size / 1e9)
     return folder
 
 
-def _convert(checkpoint: Path, folder: Path) -> None:
-    """Make a model folder of a released checkpoint as it is; `onepeace convert` has the options."""
-    from onepeace.hub.convert.original import converted_tensors, describe_original, tokenizer_of, write_converted
-    from onepeace.hub.tensors import compare, expected
-
-    source = describe_original(checkpoint)
-    compare(str(checkpoint), source.shapes, expected(source.config))
-    write_converted(
-        source,
-        folder,
-        source.config,
-        converted_tensors(source, source.config, dtype=None),
-        tokenizer=tokenizer_of(source, None, source.config),
-        progress=True,
-    )
-
-
 PARTS, PART = 64, 1 << 16
 """Number of samples read from a weights file, and bytes of each; a smaller file is read completely."""
-
-
-class Identity(NamedTuple):
-    """Name and hash of a model."""
-
-    name: str
-    """Name for people; for a model folder its absolute path."""
-    hash: str
-    """Two models with the same hash are taken to give the same vectors."""
-    is_loadable: bool = False
-    """Whether `onepeace.load` gives the model by its name."""
-
-
-def identify(name: str | os.PathLike[str]) -> Identity:
-    """Identity of a model that `onepeace.load` gives by its name, without loading it.
-
-    Raises:
-        UserError: there is no model of that name.
-    """
-    return Identity(full_name(name), fingerprint(resolve(name)), is_loadable=True)
 
 
 def fingerprint(folder: Path) -> str:
@@ -187,7 +193,7 @@ def folder_of(name: str, cache: Path) -> Path:
     return cache / "towers" / f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def tower_folder(name: str, cache: Path) -> Path:
+def _fetch_towers(name: str, cache: Path) -> Path:
     """Folder of a model of other libraries, made the first time, when the libraries download it.
 
     Raises:

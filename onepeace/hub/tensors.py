@@ -165,7 +165,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
 
 def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model. UserError, beginning with `where`, if it cannot be built."""
-    module = build_without_values(config, where)
+    return shapes_of(build_without_values(config, where))
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a module."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 

@@ -2,9 +2,9 @@
 described, and converted (`onepeace convert`).
 """
 
+import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import Base, Config
-from onepeace.device import named_dtype
+from onepeace.device import choose_dtype, count_parameters, named_dtype
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
-from onepeace.hub.convert.original import converted_tensors, describe_original, tokenizer_of, write_converted
-from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, check_free, new_folder, read_config
-from onepeace.hub.resolve import fingerprint, resolve
+from onepeace.hub.convert.original import describe_original, write_converted
+from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, check_free, new_folder
+from onepeace.hub.resolve import OpenModel, fetch_model, open_model
 from onepeace.hub.tensors import (
     LazyTensor,
     ModelDescription,
@@ -26,6 +26,7 @@ from onepeace.hub.tensors import (
     compare,
     expected,
     open_weights,
+    shapes_of,
     write_folder,
 )
 from onepeace.model import Encoder, Trained
@@ -69,9 +70,9 @@ def save(
 
 
 def load(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     modalities: Collection[str] | None = None,
 ) -> Trained:
     """Load the model of a folder, in evaluation mode.
@@ -80,22 +81,28 @@ def load(
     in memory twice; tensors that change dtype or device are converted one by one.
 
     Args:
-        dtype: of the floating-point numbers; None = that of the file.
+        dtype: of the floating-point numbers, as for `onepeace.load`; None = that of the file.
         modalities: read only these (`keep_modalities`).
 
     Raises:
         UserError: missing, unexpected or misshapen tensors, all named in one line; a damaged or cut-off file.
     """
-    description = _describe_folder(Path(folder))
-    config = description.config
-    compare(str(folder), description.shapes, expected(config, str(folder)))
+    opened = open_model(folder)
+    config = opened.config
+    check_own_weights(config, str(folder))
+    model = build_without_values(config, str(folder))
+    # By the size of the whole model, so that "auto" and the vectors do not depend on the modalities that are kept.
+    chosen = None if dtype is None else choose_dtype(dtype, torch.device(device), count_parameters(model))
+    wanted = shapes_of(model)
+    tensors = _fetch_tensors(opened, wanted)
+    compare(str(folder), {name: tensor.shape for name, tensor in tensors.items()}, wanted)
     if modalities is not None:
         config = keep_modalities(config, modalities, str(folder))
-    model = build_without_values(config)
+        model = build_without_values(config)
     state = {}
     for name, tensor in model.state_dict().items():
-        target_dtype = dtype if tensor.is_floating_point() else tensor.dtype
-        state[name] = description.tensors[name].read().to(device=device, dtype=target_dtype)
+        target_dtype = chosen if tensor.is_floating_point() else tensor.dtype
+        state[name] = tensors[name].read().to(device=device, dtype=target_dtype)
     model.load_state_dict(state, strict=True, assign=True)
     _compute_other_buffers(model, config, device)
     return model.eval()
@@ -113,57 +120,60 @@ def _compute_other_buffers(model: Trained, config: Config, device: str | torch.d
 
 
 def load_encoder(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     modalities: Collection[str] | None = None,
 ) -> Encoder:
     """`load` for an architecture that encodes; UserError for one that generates."""
-    check_encodes(read_config(folder), str(folder))
-    return expect(load(folder, device, dtype, modalities), Encoder)
+    opened = open_model(folder)
+    check_encodes(opened.config, str(folder))
+    return expect(load(opened, device, dtype, modalities), Encoder)
 
 
-def read_state(folder: str | Path) -> dict[str, Tensor]:
+def read_state(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a folder by name, memory-mapped and unchecked."""
-    return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
+    return {name: tensor.read() for name, tensor in describe(folder).tensors.items()}
 
 
-def describe(path: str | Path) -> ModelDescription:
+def describe(path: str | os.PathLike[str]) -> ModelDescription:
     """Describe a model folder or a released checkpoint file, without reading tensors."""
-    path = Path(path)
-    return _describe_folder(path) if path.is_dir() else describe_original(path)
+    if Path(path).is_file():
+        return describe_original(Path(path))
+    opened = open_model(path)
+    check_own_weights(opened.config, str(path))
+    return ModelDescription(opened.folder, MODEL_FOLDER, opened.config, _fetch_tensors(opened))
 
 
-def _describe_folder(folder: Path) -> ModelDescription:
-    config = read_config(folder)
-    check_own_weights(config, str(folder))
-    tensors = open_weights(folder)
-    if config.base is not None:
-        tensors = {**_tensors_of_base(folder, config.base, config), **tensors}
-    return ModelDescription(folder, MODEL_FOLDER, config, tensors)
+def _fetch_tensors(opened: OpenModel, names: Collection[str] | None = None) -> dict[str, LazyTensor]:
+    """The tensors of a model, unread; those with these names of its base model too, which is downloaded if needed.
 
-
-def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
-    """Tensors of the base model that the model has too. UserError if the base has another fingerprint."""
-    base_folder = resolve(base.name)
-    base_fingerprint = fingerprint(base_folder)
-    if base_fingerprint != base.fingerprint:
+    Raises:
+        UserError: the base has another fingerprint.
+    """
+    tensors = open_weights(opened.folder)
+    base = opened.config.base
+    if base is None:
+        return tensors
+    of_base = fetch_model(base.name)
+    if of_base.identity.hash != base.fingerprint:
         raise UserError(
-            f"was made for the model {base.name} with fingerprint {base.fingerprint}, but {base_folder} has "
-            f"{base_fingerprint}; get that model, or train this one again",
-            where=folder,
+            f"was made for the model {base.name} with fingerprint {base.fingerprint}, but {of_base} has "
+            f"{of_base.identity.hash}; get that model, or train this one again",
+            where=opened.folder,
         )
-    names = expected(config)
-    return {name: tensor for name, tensor in open_weights(base_folder).items() if name in names}
+    if names is None:
+        names = expected(opened.config)
+    return {**{name: tensor for name, tensor in open_weights(of_base.folder).items() if name in names}, **tensors}
 
 
-def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
+def fetch_base_and_leave_out(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
     """The tensors of ``entries`` that differ from those of the model ``base``, and the `Base` entry for config.yaml.
 
     Tensors are compared in the base's dtype. UserError if none is shared, or all are.
     """
-    folder = resolve(base)
-    base_state = read_state(folder)
+    opened = fetch_model(base)
+    base_state = read_state(opened)
     changed = {}
     for name, tensor in entries.items():
         if not _equals(tensor, base_state.get(name)):
@@ -172,7 +182,7 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
         raise UserError("shares no tensor with this model, so it is not its base", where=base)
     if not changed:
         raise UserError("has all tensors of this model, and nothing is left to write; leave out --base", where=base)
-    return changed, Base(base, fingerprint(folder))
+    return changed, Base(base, opened.identity.hash)
 
 
 def _equals(tensor: LazyTensor, of_base: Tensor | None) -> bool:
@@ -212,19 +222,16 @@ def convert(
     target = None if dtype is None else named_dtype(dtype)
     check_free(out, replace=replace_existing)
     source = describe(checkpoint)
-    where, config = str(source.path), source.config
     if bpe is not None and source.layout == MODEL_FOLDER:
-        raise UsageError("a model folder has its own vocabulary; leave out --bpe", where=where)
-    compare(where, source.shapes, expected(config))
-    if modalities is not None:
-        config = keep_modalities(config, modalities, where)
-    tokenizer = tokenizer_of(source, bpe, config)
-    tensors = converted_tensors(source, config, target)
-    config = replace(config, base=None)
-    if base is not None:
-        tensors, base_entry = leave_out_base(tensors, base)
-        config = replace(config, base=base_entry)
+        raise UsageError("a model folder has its own vocabulary; leave out --bpe", where=source.path)
     write_converted(
-        source, out, config, tensors, tokenizer=tokenizer, replace_existing=replace_existing, progress=progress
+        source,
+        out,
+        modalities=modalities,
+        dtype=target,
+        bpe=bpe,
+        leave_out=None if base is None else partial(fetch_base_and_leave_out, base=base),
+        replace_existing=replace_existing,
+        progress=progress,
     )
     return out

@@ -312,11 +312,10 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
 def create_store(folder: Path, model: Model) -> Store:
     """New, empty index of a model."""
     from onepeace import __version__
-    from onepeace.hub.folder import read_config
-    from onepeace.hub.resolve import resolve
+    from onepeace.hub.resolve import fetch_model
 
     if is_name(model):
-        config = read_config(resolve(model)).model
+        config = fetch_model(model).config.model
         embed_dim = config.embed_dim
         modalities = [modality for modality in config.adapters if modality in config.projections]
     else:
@@ -355,12 +354,12 @@ def unmounted(store: Store, roots: Iterable[Root], scanned: Scan) -> list[Unread
 
 def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
-    from onepeace.hub.resolve import resolve
+    from onepeace.hub.resolve import fetch_model
 
     kept = store.blob("calibration")
     latest = None
     if FOREIGN not in store.meta:
-        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+        latest = read_calibration(fetch_model(store.meta["model"]).folder, store.meta["model_hash"])
     if latest is None and kept is None and "text" in store.modalities:
         latest = calibration_by_words(load, store.meta["model_hash"])
     if latest is not None and latest != kept:

@@ -33,10 +33,10 @@ def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
 
 def identity(model: Model) -> dict[str, str]:
     """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
-    from onepeace.hub.resolve import identify
+    from onepeace.hub.resolve import fetch_model
     from onepeace.processors import VERSION
 
-    name, model_hash, is_loadable = identify(model) if is_name(model) else model.identity
+    name, model_hash, is_loadable = fetch_model(model).identity if is_name(model) else model.identity
     entries = {"model": name, "model_hash": model_hash, "preprocessing": VERSION}
     if not is_loadable:
         entries["model_hash"] = _hash_with_name(name, model_hash)

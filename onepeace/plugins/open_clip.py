@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from onepeace.data.augment import ImageAugment
 from onepeace.embed.embedder import Embedder, load
-from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.model import INITIAL_SCALE
 from onepeace.processors import PROCESSORS, Processor, TextProcessor
 from onepeace.processors.tokenizer import PAD
@@ -137,7 +136,7 @@ def create_model_and_transforms(
         device: see `onepeace.load`.
         cache_dir: folder for downloads, instead of the default.
     """
-    embedder = load(resolve(model_name, cache_dir), device=device, dtype=precision, modalities=("text", "image"))
+    embedder = load(fetch_model(model_name, cache_dir), device=device, dtype=precision, modalities=("text", "image"))
     processor = embedder.processor("image", projected=True)
     preprocess_train = partial(_augmented, processor=processor)
     return ClipModel(embedder).eval(), preprocess_train, processor.decode
@@ -145,6 +144,5 @@ def create_model_and_transforms(
 
 def get_tokenizer(model_name: str | os.PathLike = "tiny", cache_dir: str | os.PathLike | None = None) -> Tokenizer:
     """Load the tokenizer of a model."""
-    folder = resolve(model_name, cache_dir)
-    settings = read_config(folder).processors.get("text", {})
-    return Tokenizer(TextProcessor.from_config(settings, folder))
+    opened = fetch_model(model_name, cache_dir)
+    return Tokenizer(TextProcessor.from_config(opened.config.processors.get("text", {}), opened.folder))

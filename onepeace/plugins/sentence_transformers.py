@@ -26,8 +26,8 @@ from onepeace.embed.embedder import load as load_embedder
 from onepeace.embed.items import parts_of
 from onepeace.errors import UserError, need
 from onepeace.hub import weights
-from onepeace.hub.folder import INDEX, TOKENIZER, read_config
-from onepeace.hub.resolve import resolve
+from onepeace.hub.folder import INDEX, TOKENIZER
+from onepeace.hub.resolve import fetch_model
 from onepeace.processors import TextProcessor
 
 _modules: Any = need("sentence_transformers.base.modules", "sbert")
@@ -51,10 +51,11 @@ class OnePeaceModule(_modules.InputModule):
 
     def __init__(self, name: str | os.PathLike = "tiny", device: str | None = None, dtype: str = "auto") -> None:
         super().__init__()
-        embedder = load_embedder(name, device=device, dtype=dtype)
+        opened = fetch_model(name)
+        embedder = load_embedder(opened, device=device, dtype=dtype)
         self.model = embedder.encoder
         self.processors = embedder.processors
-        self.config = read_config(resolve(str(name)))
+        self.config = opened.config
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "OnePeaceModule":
@@ -170,14 +171,14 @@ def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: 
     Raises:
         UserError: see `onepeace.load`; or a saved model with further modules after this one.
     """
-    module = OnePeaceModule(name, device, dtype)
-    folder = resolve(str(name))
-    modules_file = folder / "modules.json"
+    opened = fetch_model(name)
+    module = OnePeaceModule(opened, device, dtype)
+    modules_file = opened.folder / "modules.json"
     if len(_read_json(modules_file)) > 1:
         raise UserError(
             "has further modules; load it with SentenceTransformer(..., trust_remote_code=True)", where=modules_file
         )
-    saved = _read_json(folder / "config_sentence_transformers.json")
+    saved = _read_json(opened.folder / "config_sentence_transformers.json")
     return need("sentence_transformers", "sbert").SentenceTransformer(
         modules=[module],
         device=str(next(module.parameters()).device),

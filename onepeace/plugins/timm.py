@@ -32,8 +32,8 @@ from onepeace.config import Config, to_plain
 from onepeace.errors import UserError, expect
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
-from onepeace.hub.folder import parse_config, read_config
-from onepeace.hub.resolve import BUNDLED, resolve
+from onepeace.hub.folder import parse_config
+from onepeace.hub.resolve import BUNDLED, fetch_model, open_model
 from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
@@ -244,11 +244,11 @@ def _create(
     config = CONFIGS.get(name) if config is None else parse_config(config, "config.json")
     overlay: dict[str, Any] = {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights it saved itself
-        folder = resolve(cfg.file)
-        config = read_config(folder)
+        opened = fetch_model(cfg.file)
+        config = opened.config
         if KEY not in config.model.adapters:
-            raise UserError(f"the model has no {KEY} branch, only {', '.join(config.model.adapters)}", where=folder)
-        overlay = {**data_config(config), **(pretrained_cfg_overlay or {}), "file": str(folder), "custom_load": True}
+            raise UserError(f"the model has no {KEY} branch, only {', '.join(config.model.adapters)}", where=opened)
+        overlay = {**data_config(config), **(pretrained_cfg_overlay or {}), "file": str(opened), "custom_load": True}
     if config is None:
         raise UserError(f'{name} has no default weights: give pretrained_cfg_overlay={{"file": FOLDER}}')
     img_size = options.get("img_size")
@@ -287,7 +287,7 @@ def data_config(config: Config) -> dict[str, Any]:
     }
 
 
-CONFIGS = {"onepeace_tiny": read_config(BUNDLED / "tiny")}
+CONFIGS = {"onepeace_tiny": open_model(BUNDLED / "tiny").config}
 """Configurations by name of the functions below; others read that of the given folder."""
 
 default_cfgs = models.generate_default_cfgs(

@@ -82,7 +82,7 @@ def start_weights(recipe: Recipe, config: Config, shapes: Shapes) -> dict[str, T
     """
     from onepeace.hub.weights import read_state
 
-    folder = recipe.start_folder
+    folder = recipe.fetch_start_folder()
     if folder is None:
         return {}
     weights = read_state(folder)

@@ -74,8 +74,9 @@ def make_config(recipe: Recipe) -> Config:
 def _start_of(recipe: Recipe) -> Start:
     """Configuration that the recipe changes: of ``model.from``, or of a named size."""
     start = recipe.start
-    if recipe.start_folder is not None:
-        config = read_config(recipe.start_folder)
+    folder = recipe.fetch_start_folder()
+    if folder is not None:
+        config = read_config(folder)
         if start.architecture not in (None, config.architecture):
             raise UserError(
                 f"model.architecture is {start.architecture}, and {start.source} is a model of {config.architecture}"
@@ -281,7 +282,7 @@ def _check_terms(recipe: Recipe, config: Config) -> None:
             data=recipe.data,
             sources=sources_of(options, recipe.data),
             mask=recipe.mask,
-            start_folder=recipe.start_folder,
+            start_folder=recipe.fetch_start_folder(),
             optim=recipe.optim,
             run=recipe.run,
         )

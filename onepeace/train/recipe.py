@@ -106,11 +106,17 @@ class Recipe:
         """Fields of ``model`` for the model's configuration."""
         return {key: value for key, value in self.model.items() if key not in START_FIELDS}
 
-    @property
-    def start_folder(self) -> Path | None:
-        """Folder of ``model.from``, which is downloaded on first use; None without one."""
+    def fetch_start_folder(self) -> Path | None:
+        """Folder of ``model.from``, which is downloaded if needed; None without one."""
+        from onepeace.hub.download import RELEASED
+        from onepeace.hub.resolve import BUNDLED_NAMES, fetch_model
+
         source = self.start.source
-        return None if source is None else model_folder(source)
+        if source is None:
+            return None
+        if not Path(source).is_dir() and (source in BUNDLED_NAMES or source in RELEASED):
+            return fetch_model(source).folder
+        return model_folder(source)
 
     @property
     def frozen_folder(self) -> Path:
@@ -269,14 +275,8 @@ def _settings(content: Mapping[str, Any]) -> Options:
 
 
 def model_folder(name: str) -> Path:
-    """Folder of a model, given this folder, that of a finished run, or the name of a bundled or released model."""
+    """Folder of a model, given this folder or that of a finished run."""
     folder = Path(name)
-    if not folder.is_dir():
-        from onepeace.hub.download import RELEASED
-        from onepeace.hub.resolve import BUNDLED_NAMES, resolve
-
-        if name in BUNDLED_NAMES or name in RELEASED:
-            return resolve(name)
     model = folder / "model"
     if not (folder / "config.yaml").exists() and model.is_dir():
         return model

@@ -96,10 +96,10 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
         sources=sources,
         processors=processors,
         frozen_folder=recipe.frozen_folder,
-        start_folder=recipe.start_folder,
+        start_folder=recipe.fetch_start_folder(),
     )
     objective = build_objective(recipe, model, data)
-    start_terms(objective, recipe.start_folder)
+    start_terms(objective, recipe.fetch_start_folder())
     add_lora_and_freeze(model, recipe)
     use_bfloat16 = computes_in_bfloat16(recipe, device)
     features = make_stem_features(
@@ -278,7 +278,7 @@ def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:
     if options.file is not None:
         path = Path(os.path.expandvars(options.file))
         return tokenizer.read_tokenizer(path / TOKENIZER if path.is_dir() else path)
-    start_folder = recipe.start_folder
+    start_folder = recipe.fetch_start_folder()
     if start_folder is not None and (start_folder / "tokenizer.json").exists():
         return tokenizer.read_tokenizer(start_folder / "tokenizer.json")
     if options.name == "clip":

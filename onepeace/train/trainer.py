@@ -159,7 +159,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         write_config(self.recipe, self.out / "recipe.yaml")
         tasks: dict[str, Any] = {}
-        start_folder = self.recipe.start_folder
+        start_folder = self.recipe.fetch_start_folder()
         if start_folder is not None and (start_folder / TASKS).exists():
             tasks.update(read_yaml(start_folder / TASKS))
         tasks.update(trained_tasks)

@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 from onepeace.hub import download, weights
 from onepeace.hub import resolve as resolve_module
 from onepeace.hub.download import RELEASED
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +46,14 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("form", [str, Path, os.path.relpath])
 def test_local_folder_never_touches_the_network(folder, form):
-    assert resolve(form(folder)).resolve() == folder
+    assert fetch_model(form(folder)).folder.resolve() == folder
 
 
 @pytest.mark.parametrize("name", ["one-peace", "owner/name"])
 def test_local_folder_wins_over_a_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     folder = write_folder(tmp_path / name)
-    assert resolve(name).resolve() == folder
+    assert fetch_model(name).folder.resolve() == folder
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_name_of_no_model_is_one_line(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(UserError, match=words) as error:
-        resolve(name)
+        fetch_model(name)
     assert "\n" not in str(error.value)
 
 
@@ -99,7 +99,7 @@ def requests(monkeypatch, tmp_path):
 
 
 def test_released_model_is_downloaded_and_converted_once(cache, requests):
-    folder = resolve("one-peace")
+    folder = fetch_model("one-peace").folder
 
     assert folder == cache / "one-peace"
     assert list(weights.load(folder).config.adapters) == ["text", "image", "audio"]
@@ -107,12 +107,12 @@ def test_released_model_is_downloaded_and_converted_once(cache, requests):
     assert RELEASED["one-peace"].url in requests
     assert not (cache / "downloads" / "one-peace.pt").exists()
     requests.clear()
-    assert resolve("one-peace") == folder
+    assert fetch_model("one-peace").folder == folder
     assert requests == []
 
 
 def test_model_without_text_needs_no_vocabulary(cache, requests):
-    assert resolve("one-peace-vggsound") == cache / "one-peace-vggsound"
+    assert fetch_model("one-peace-vggsound").folder == cache / "one-peace-vggsound"
     assert requests == [RELEASED["one-peace-vggsound"].url]
 
 
@@ -126,7 +126,7 @@ def test_hub_repository_is_fetched(folder, tmp_path, monkeypatch, suffix, revisi
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
-    assert resolve(f"owner/my-model.v2{suffix}", tmp_path / "elsewhere") == folder
+    assert fetch_model(f"owner/my-model.v2{suffix}", tmp_path / "elsewhere").folder == folder
     ((repository, asked_revision, patterns, cache_folder),) = calls
     assert repository == "owner/my-model.v2"
     assert asked_revision == revision
@@ -140,7 +140,7 @@ def test_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"^owner/name: .*network") as error:
-        resolve("owner/name")
+        fetch_model("owner/name")
     assert "\n" not in str(error.value)
 
 
@@ -154,7 +154,7 @@ def test_hub_that_does_not_answer_is_not_asked_for_files(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(download, "is_hub_reachable", lambda: False)
 
-    assert resolve("owner/name") == folder
+    assert fetch_model("owner/name").folder == folder
     assert asked == [True]
 
 

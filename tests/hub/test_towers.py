@@ -21,7 +21,7 @@ from onepeace.export.folder import export_model
 from onepeace.hub import weights
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import identify, resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.hub.towers.config import public_name
 from onepeace.hub.towers.libraries import open_tower
 from onepeace.index import Index, Query, build
@@ -186,7 +186,7 @@ def edit_weights(folder, edit):
 def test_changed_weights_are_refused_and_have_another_identity(clip_copy):
     name = f"transformers:{clip_copy}"
     identity = onepeace.load(name, device="cpu").identity
-    assert identity == identify(name)
+    assert identity == fetch_model(name).identity
     edit_weights(clip_copy, lambda tensors: tensors["logit_scale"].add_(0.1))
 
     with pytest.raises(UserError, match=r"delete (\S+),") as error:
@@ -204,8 +204,8 @@ def test_missing_weights_are_not_random(clip_copy):
 
 def test_names_hold_from_any_working_folder(folders, names, monkeypatch):
     monkeypatch.chdir(folders["clip"].parent)
-    assert identify("transformers:clip") == identify(names["clip"])
-    assert identify("open_clip:local-dir:open_clip  +  clap:clap") == identify(names["both"])
+    assert fetch_model("transformers:clip").identity == fetch_model(names["clip"]).identity
+    assert fetch_model("open_clip:local-dir:open_clip  +  clap:clap").identity == fetch_model(names["both"]).identity
 
 
 @pytest.mark.parametrize(("name", "expected"), [("owner/a", ("owner/a", None)), ("owner/a@v1", ("owner/a", "v1"))])
@@ -252,8 +252,8 @@ def test_name_of_no_model_is_one_line(folders, name, words, monkeypatch):
     [
         lambda name, model, tmp_path: model.explain(Image.new("RGB", (9, 9)), "red"),
         lambda name, model, tmp_path: export_model(name, tmp_path / "export"),
-        lambda name, model, tmp_path: weights.load(resolve(name)),
-        lambda name, model, tmp_path: build_encoder(read_config(resolve(name))),
+        lambda name, model, tmp_path: weights.load(fetch_model(name).folder),
+        lambda name, model, tmp_path: build_encoder(read_config(fetch_model(name).folder)),
     ],
 )
 def test_use_of_more_than_vectors_is_refused(names, both, tmp_path, use):

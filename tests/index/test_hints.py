@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onepeace.cli import main
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.index import Index, Query, build
 from onepeace.index.hints import Hints, Suggestion, hints, whole_words
 from onepeace.processors.tokenizer import read_tokenizer
@@ -13,7 +13,7 @@ from onepeace.processors.tokenizer import read_tokenizer
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return whole_words(read_tokenizer(resolve("tiny") / "tokenizer.json"))
+    return whole_words(read_tokenizer(fetch_model("tiny").folder / "tokenizer.json"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from support.embedding import assert_same
 from support.random_model import MEDIA, save_random_model
 
 import onepeace.plugins.transformers as plugin
-from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import open_model
 from onepeace.processors import AudioProcessor, ImageProcessor, TextProcessor
 
 TEXTS = [
@@ -32,12 +32,11 @@ def text_settings(request):
 
 
 @pytest.fixture
-def tokenizer(random_name, random_folder, text_settings, monkeypatch):
+def tokenizer(random_folder, text_settings):
     """The tokenizer of the model with other settings for its texts."""
-    config = read_config(random_folder)
-    config.processors["text"] |= text_settings
-    monkeypatch.setattr("onepeace.plugins.transformers.processing.read_config", lambda folder: config)
-    return plugin.OnePeaceTokenizer.from_onepeace(random_name)
+    opened = open_model(random_folder)
+    opened.config.processors["text"] |= text_settings
+    return plugin.OnePeaceTokenizer.from_onepeace(opened)
 
 
 @pytest.mark.parametrize("is_saved", [False, True])

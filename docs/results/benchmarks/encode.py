@@ -21,7 +21,7 @@ from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import fetch_model
 from onepeace.model import Encoder
 from onepeace.plan.synthetic import UNITS, item_batch, picture_size
 
@@ -66,7 +66,7 @@ def make(size: str) -> tuple[str, Config, Encoder]:
     if size == "base":
         config = base_config()
         return "base, random weights", config, build_encoder(config).eval()
-    folder = resolve(size)
+    folder = fetch_model(size).folder
     return size, read_config(folder), weight_files.load_encoder(folder)
 
 

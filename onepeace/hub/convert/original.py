@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,19 +12,20 @@ import torch
 from torch import Tensor
 
 from onepeace import __version__
-from onepeace.config import Config
+from onepeace.config import Base, Config
 from onepeace.errors import UserError
-from onepeace.hub.architectures import ARCHITECTURES, Conversion, architecture
+from onepeace.hub.architectures import ARCHITECTURES, Conversion, architecture, keep_modalities
 from onepeace.hub.convert.unpickle import InertObject, plain, read_checkpoint
 from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, MODEL_FOLDER, TASKS, TERMS_FILE, TOKENIZER, new_folder
-from onepeace.hub.tensors import LazyTensor, ModelDescription, cast, expected, write_folder
+from onepeace.hub.tensors import LazyTensor, ModelDescription, cast, compare, expected, write_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
+Tensors = dict[str, LazyTensor]
 WHOLE = -1
 """Row number of a tensor that is not a row of one of ours."""
 
@@ -160,14 +162,30 @@ def converted_tensors(source: ModelDescription, config: Config, dtype: torch.dty
 def write_converted(
     source: ModelDescription,
     out: Path,
-    config: Config,
-    tensors: Mapping[str, LazyTensor],
     *,
-    tokenizer: "Tokenizer | None",
+    modalities: Collection[str] | None = None,
+    dtype: torch.dtype | None = None,
+    bpe: str | Path | None = None,
+    leave_out: "Callable[[Tensors], tuple[Tensors, Base]] | None" = None,
     replace_existing: bool = False,
     progress: bool = False,
 ) -> None:
-    """Write the model folder `out` with these tensors of `source`, and the tasks and terms beside them as they are."""
+    """Write the model folder `out` with the tensors of `source`, and the tasks and terms beside them as they are.
+
+    Args:
+        modalities, dtype, bpe, replace_existing: see `onepeace.hub.weights.convert`.
+        leave_out: takes the tensors out that a base model has, and names it.
+    """
+    where = str(source.path)
+    config = replace(source.config, base=None)
+    compare(where, source.shapes, expected(config))
+    if modalities is not None:
+        config = keep_modalities(config, modalities, where)
+    tokenizer = fetch_tokenizer(source, bpe, config)
+    tensors = converted_tensors(source, config, dtype)
+    if leave_out is not None:
+        tensors, base = leave_out(tensors)
+        config = replace(config, base=base)
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
             (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -178,7 +196,7 @@ def write_converted(
         write_folder(temporary, tensors, config, _card(source, config), progress=progress)
 
 
-def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
+def fetch_vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
     """The released vocabulary from `folder`, or from the Hub; UserError if it does not have `size` pieces."""
     from onepeace.processors.tokenizer import from_released
 
@@ -191,14 +209,14 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
     return tokenizer
 
 
-def tokenizer_of(source: ModelDescription, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
+def fetch_tokenizer(source: ModelDescription, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
     from onepeace.processors.tokenizer import read_tokenizer
 
     if "text" not in config.model.adapters:
         return None
     if source.layout == MODEL_FOLDER:
         return read_tokenizer(source.path / TOKENIZER)
-    return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
+    return fetch_vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
 
 
 def _read(tensor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:

@@ -18,8 +18,8 @@ from onepeace.config import Config, build, to_plain, write_config
 from onepeace.errors import UserError, expect
 from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, build_encoder
-from onepeace.hub.folder import CONFIG, read_config
-from onepeace.hub.resolve import resolve
+from onepeace.hub.folder import CONFIG
+from onepeace.hub.resolve import fetch_model
 from onepeace.losses import contrastive
 from onepeace.model import INITIAL_SCALE, OnePeace
 from onepeace.model.adapters import ADAPTERS
@@ -37,9 +37,9 @@ class OnePeaceConfig(PreTrainedConfig):
     processors: dict[str, Any] | None = None
 
     @classmethod
-    def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
+    def from_onepeace(cls, name: str | os.PathLike[str] = "tiny", **kwargs: Any) -> Any:
         """Configuration of a model by name, see `onepeace.load`; ``kwargs`` as in ``from_pretrained``."""
-        config = to_plain(read_config(resolve(name)))
+        config = to_plain(fetch_model(name).config)
         fields = {key: config[key] for key in ("architecture", "model", "processors")}
         return cls.from_dict(fields, name_or_path=str(name), **kwargs)
 
@@ -112,7 +112,7 @@ class OnePeaceModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
+    def from_onepeace(cls, name: str | os.PathLike[str] = "tiny", **kwargs: Any) -> Any:
         """Load a model by name, as in `onepeace.load`: "tiny", a model folder, a released name.
 
         Args:
@@ -123,8 +123,9 @@ class OnePeaceModel(PreTrainedModel):
             UserError: unknown name, or missing tensors or modalities.
         """
         loading = {"dtype": kwargs.pop("dtype", torch.float32), "device_map": kwargs.pop("device_map", None)}
-        config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
-        tensors = weights.load_encoder(resolve(name)).state_dict()
+        opened = fetch_model(name)
+        config, rest = cls.config_class.from_onepeace(opened, return_unused_kwargs=True, **kwargs)
+        tensors = weights.load_encoder(opened).state_dict()
         state = {f"{cls.base_model_prefix}.{key}": tensor for key, tensor in tensors.items()}
         model = cls.from_pretrained(None, config=config, state_dict=state, **loading, **rest)
         model.name_or_path = model.config.name_or_path = str(name)

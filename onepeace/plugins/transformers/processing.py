@@ -1,6 +1,7 @@
 """Processors of images, sounds and texts; `onepeace.processors` does the work."""
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +13,8 @@ from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast, P
 from transformers.image_processing_utils import BaseImageProcessor
 
 from onepeace.errors import UserError
-from onepeace.hub.folder import TOKENIZER, read_config
-from onepeace.hub.resolve import resolve
+from onepeace.hub.folder import TOKENIZER
+from onepeace.hub.resolve import fetch_model
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, TextPieces
 
@@ -30,10 +31,10 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     @classmethod
-    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceTokenizer":
+    def from_onepeace(cls, name: str | os.PathLike[str] = "tiny") -> "OnePeaceTokenizer":
         """Tokenizer of a model by name, see `onepeace.load`."""
-        folder = resolve(name)
-        processor: Any = TextProcessor.from_config(read_config(folder).processors.get("text", {}), folder)
+        opened = fetch_model(name)
+        processor: Any = TextProcessor.from_config(opened.config.processors.get("text", {}), opened.folder)
         settings = processor.settings
         max_tokens = settings.pop("max_tokens")
         if max_tokens is not None:
@@ -92,9 +93,9 @@ class _FromModel:
     settings: dict[str, Any]
 
     @classmethod
-    def from_onepeace(cls, name: str = "tiny") -> Any:
+    def from_onepeace(cls, name: str | os.PathLike[str] = "tiny") -> Any:
         """Processor of a model by name, see `onepeace.load`."""
-        config = read_config(resolve(name))
+        config = fetch_model(name).config
         if cls.modality not in config.model.adapters:
             raise UserError(
                 f"no modality {cls.modality!r}; the model has {', '.join(config.model.adapters)}", where=name
@@ -186,13 +187,14 @@ class OnePeaceProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, feature_extractor)
 
     @classmethod
-    def from_onepeace(cls, name: str = "tiny") -> Any:
+    def from_onepeace(cls, name: str | os.PathLike[str] = "tiny") -> Any:
         """Processor of a model by name; its class depends on whether the model has images and sounds."""
-        adapters = read_config(resolve(name)).model.adapters
+        opened = fetch_model(name)
+        adapters = opened.config.model.adapters
         parts = {attribute: part for attribute, (modality, part) in PARTS.items() if modality in adapters}
         for processor_class in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
             if set(processor_class.get_attributes()) == set(parts):
-                return processor_class(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
+                return processor_class(**{attribute: part.from_onepeace(opened) for attribute, part in parts.items()})
         names = ", ".join(part.__name__ for part in parts.values())
         raise UserError(f"reads only {', '.join(adapters)}; use {names}", where=name)
 
