@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     need("fastapi", "web")
     need("uvicorn", "web")
     need("prometheus_client", "web")
+    from onepeace.export.exported import with_text_branch
     from onepeace.serve import server
     from onepeace.serve.limits import Limits
     from onepeace.serve.model import ModelService, Queues
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"password (any user name): {keys[0]}", flush=True)
     _set_log(args.log)
     limits = Limits(items=args.items, queue=args.queue, requests=args.requests)
+    queues = Queues(limits, with_text_branch)
     serving = {
         "host": args.host,
         "port": args.port,
@@ -92,11 +94,10 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--generator writes about files of an index; give one")
         args.dtype = "auto"
         model = options.load(args)
-        return server.run(ModelService(lambda: model, limits), **serving)
+        return server.run(ModelService(lambda: model, limits, queues), **serving)
     args.paths = args.paths or ([str(SAMPLES)] if SAMPLES.is_dir() else [])
     if not args.paths:
         raise UsageError("nothing to serve; give an index (onepeace index build my.index FOLDER), or --model NAME")
-    queues = Queues(limits)
     with open_index(args, queues.encode) as (index, problems):
         files.exit_code(problems, len(index))  # lists the failed files; the others are served
         return server.run(Service(index, args.generator, limits, queues), **serving)

@@ -109,11 +109,17 @@ class LoadedModel:
             raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 
-    def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
-        """Collate decoded samples of one modality into model input, on the model's device."""
+    def inputs(self, modality: str, samples: list[Tensor], *, lengths: bool = False) -> dict[str, Tensor]:
+        """Collate decoded samples of one modality into model input, on the model's device.
+
+        Args:
+            lengths: give the lengths of texts and sounds also if all are equal, as exported branches need them; without
+                them the model computes such a batch a little quicker.
+        """
         processor = self.processors[modality]
+        collate = processor.collate_with_lengths if lengths else processor.collate
         inputs = {}
-        for name, values in processor.collate(samples).items():
+        for name, values in collate(samples).items():
             dtype = self.dtype if name in processor.cast_inputs else None
             inputs[name] = values.to(self.device, dtype)
         return inputs

@@ -173,9 +173,5 @@ def examples(processor: Processor) -> tuple[Batch, Batch]:
     samples = [processor.example(share, generator) for share in SHARES]
     batches = []
     for samples_of_batch in (samples[:2], samples[2:]):
-        batch = processor.collate(samples_of_batch)
-        sizes = [processor.size(sample) for sample in samples_of_batch]
-        if all(sizes):  # lengths are an input of the graph even if all are equal
-            batch["lengths"] = torch.tensor(sizes)
-        batches.append(batch)
+        batches.append(processor.collate_with_lengths(samples_of_batch))
     return batches[0], batches[1]

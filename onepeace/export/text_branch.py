@@ -24,26 +24,28 @@ class TextBranch:
 
     Args:
         folder: a folder written by `keep_text_branch`.
+        optimize: see `open_session`.
 
     Attributes:
         tokenizer: of the package tokenizers.
+        session: of onnxruntime.
 
     Raises:
         UserError: onnxruntime is not installed, or cannot read the file.
         OSError, KeyError, ValueError: the folder is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, optimize: bool = False) -> None:
         for name, digest in read_sums(folder).digests.items():
             if not is_intact(folder / name, digest):
                 raise ValueError(f"{name} is damaged")
         branch = json.loads((folder / "export.json").read_bytes())["branches"]["text"]
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
         self._pieces = TextPieces(self.tokenizer, **branch["preprocessing"])
-        self._session = open_session(folder / branch["file"], optimize=False)
+        self.session = open_session(folder / branch["file"], optimize=optimize)
 
     @classmethod
-    def open(cls, model_hash: str) -> "TextBranch | None":
+    def open(cls, model_hash: str, *, optimize: bool = False) -> "TextBranch | None":
         """Open the branch of a model; None if there is none or, after a warning, if it cannot be used.
 
         A damaged one is written again by `keep_text_branch`, after the next update of an index.
@@ -51,7 +53,8 @@ class TextBranch:
         folder = text_branch_folder(model_hash)
         try:
             # Another environment, which has onnxruntime, may have written it.
-            return cls(folder) if (folder / SUMS).is_file() and find_spec("onnxruntime") else None
+            is_there = (folder / SUMS).is_file() and find_spec("onnxruntime")
+            return cls(folder, optimize=optimize) if is_there else None
         except (UserError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not used (%s), so the model is loaded", folder, one_line(error))
             if isinstance(error, KeyError | ValueError):
@@ -65,7 +68,7 @@ class TextBranch:
         ids = np.full((len(rows), lengths.max()), PAD, np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
-        return self._session.run(None, {"ids": ids, "lengths": lengths})[0]
+        return self.session.run(None, {"ids": ids, "lengths": lengths})[0]
 
 
 def text_branch_folder(model_hash: str) -> Path:

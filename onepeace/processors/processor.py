@@ -103,6 +103,13 @@ class Processor:
         """What `decode` and `collate` do, in words for programs that do it themselves; None if it is not described."""
         return None
 
+    def collate_with_lengths(self, samples: list[Tensor]) -> dict[str, Tensor]:
+        """`collate` with the lengths of the items also where they are equal, as exported branches need them; pictures,
+        which have none, are collated without."""
+        sizes = [self.size(sample) for sample in samples]
+        lengths = {"lengths": torch.tensor(sizes)} if all(sizes) else {}
+        return self.collate(samples) | lengths
+
     def num_tokens(self, item: object) -> int:
         """Number of tokens of one text, by which a server limits the work of a request."""
         return len(self.decode(item))

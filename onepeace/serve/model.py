@@ -22,11 +22,19 @@ ALIAS = "text-embedding-"
 
 
 class Queues:
-    """The queue of the model that is served; an index that is built anew may get another one."""
+    """The queue of the model that is served; an index that is built anew may get another one.
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    Args:
+        prepare: returns a form of a model that computes the same vectors quicker.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, prepare: "Callable[[Embedder], Embedder]" = lambda embedder: embedder
+    ) -> None:
         self.observe_batch: Callable[[str, int], None] = lambda modality, count: None
         self._limits = limits or Limits()
+        self._prepare = prepare
+        self._embedder: Embedder | None = None
         self._queue: ModelQueue | None = None
         self._opening = threading.Lock()
 
@@ -35,10 +43,12 @@ class Queues:
         from onepeace.serve.queue import ModelQueue
 
         with self._opening:
-            if self._queue is None or self._queue.embedder is not embedder:
+            if self._queue is None or self._embedder is not embedder:
                 if self._queue is not None:
                     self._queue.close()
-                self._queue = ModelQueue(embedder, self._limits.queue, lambda *batch: self.observe_batch(*batch))
+                prepared = self._prepare(embedder)
+                self._queue = ModelQueue(prepared, self._limits.queue, lambda *batch: self.observe_batch(*batch))
+                self._embedder = embedder
             return self._queue
 
     def encode(self, embedder: "Embedder", items: Sequence[Mapping[str, object]]) -> np.ndarray:

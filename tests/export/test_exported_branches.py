@@ -20,6 +20,7 @@ from onepeace.config import MaskedDecoderConfig
 from onepeace.errors import UserError
 from onepeace.export import folder as folders
 from onepeace.export import graph, int8, text_branch
+from onepeace.export.exported import with_text_branch
 from onepeace.export.folder import export_model
 from onepeace.export.text_branch import TextBranch
 from onepeace.hub.resolve import fingerprint
@@ -320,6 +321,26 @@ def kept(exported, folder, cached):
 
 def test_text_branch_has_the_vectors_of_the_model(kept, model):
     np.testing.assert_allclose(TextBranch.open(kept.name).encode(TEXTS), model.encode_text(TEXTS), atol=1e-5)
+
+
+def test_model_with_its_text_branch_has_the_same_vectors(kept, model):
+    prepared = with_text_branch(model)
+
+    assert prepared is not model
+    for texts in (TEXTS, ["a cat"], ["a cat", "a dog"]):
+        np.testing.assert_allclose(prepared.encode_text(texts), model.encode_text(texts), atol=1e-5)
+    np.testing.assert_array_equal(prepared.encode(ITEMS["image"]), model.encode(ITEMS["image"]))
+    assert prepared.identity == model.identity
+    assert prepared.logit_scale_of("image") == model.logit_scale_of("image")
+    assert prepared.modalities_with_vectors == model.modalities_with_vectors
+
+
+def test_lengths_are_given_where_an_export_needs_them(model):
+    samples = [model.processors["text"].decode(text) for text in ("a cat", "a dog")]
+
+    assert "lengths" not in model.inputs("text", samples)
+    assert model.inputs("text", samples, lengths=True)["lengths"].tolist() == [len(sample) for sample in samples]
+    assert "lengths" not in model.inputs("image", [torch.zeros(3, 32, 32)], lengths=True)
 
 
 def test_text_branch_is_not_used_without_onnxruntime(kept, monkeypatch, caplog):
