@@ -1,29 +1,32 @@
 """Dry run of a training step on a CPU: the first of any number of processes, without data, weights or a GPU.
 
-`onepeace train --plan` estimates the same (onepeace/plan/step.py); this runs the sharding itself, by private
-interfaces of torch, which any release may change.
+`onepeace train --plan` counts memory and FLOPs (onepeace/plan); this runs the sharding itself, by private interfaces of
+torch, which any release may change, and also counts what processes exchange and what kernels read and write.
 
 The recipe's own objective, sharding, clipping and optimizer run on tensors without values (torch's FakeTensorMode), in
 a process group that answers at once (torch's backend "fake"). Whatever asks a tensor for its value fails here.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from trackers import OperationCounter, PeakTracker, ShardedTracker
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 
 from onepeace.cards import CARDS, Card
 from onepeace.data.batch import Batch
-from onepeace.device import count_parameters
-from onepeace.plan.plan import Plan, planned_config, planned_model, share_of_step, with_sharding
-from onepeace.plan.step import Group, StepCost, as_on_a_gpu, bytes_of
+from onepeace.model import Trained, encoder
+from onepeace.plan.plan import bytes_of, planned_batch, planned_config, planned_model, planned_objective
+from onepeace.plan.step import KernelsOfCuda
 from onepeace.train import parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
@@ -33,17 +36,66 @@ from onepeace.train.step import Stepper
 CPU = torch.device("cpu")
 
 
-def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], per_machine: int = 8) -> Plan:
-    """`onepeace.plan.plan.make_plan`, by a dry run."""
+class StepCost(NamedTuple):
+    """What a step takes in one process."""
+
+    memory: Counter[str]
+    """Bytes at the peak by category: parameters, gradients, optimizer, gathered weights, activations, other."""
+    flops: Counter[tuple[str, torch.dtype]]
+    """FLOPs of matrix products and convolutions by source and dtype, recomputation included."""
+    moved: int
+    """Bytes that all other kernels read and write."""
+    traffic: Counter[tuple[str, Group]]
+    """Bytes that are gathered, reduced or scattered, by operation and group."""
+    checkpoint: int
+    """Bytes of a checkpoint, of all processes together."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a step of a recipe took."""
+
+    recipe: Recipe
+    processes: int
+    step: StepCost
+
+    @property
+    def flops_per_item(self) -> dict[str, float]:
+        """FLOPs by source, including losses and recomputation."""
+        flops = dict.fromkeys(self.recipe.data.modalities, 0.0)
+        for (source, _), count in self.step.flops.items():
+            flops[source] += count * self.processes / self.recipe.batch_size(source)
+        return flops
+
+
+def run_step(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], per_machine: int = 8) -> DryRun:
+    """A step of the first of so many processes, one GPU each, of which a machine has ``per_machine``."""
     config = planned_config(recipe)
     with as_first_of(processes):
         model = planned_model(recipe, config)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        parameters = count_parameters(model)
         recipe = with_sharding(recipe, model, card, min(per_machine, processes))
-        objective, batches = share_of_step(recipe, config, model, processes)
+        batches = [planned_batch(recipe, config, model, source).map(_to_meta) for source in recipe.data.modalities]
+        with torch.device("meta"):
+            objective = planned_objective(recipe, model, batches)
         step = measure_step(recipe, objective, batches, per_machine)
-    return Plan(recipe=recipe, processes=processes, card=card, parameters=parameters, trained=trained, step=step)
+    return DryRun(recipe, processes, step)
+
+
+def with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> Recipe:
+    """The recipe with what sharding would choose by the machine: processes that share a copy, and kept weights."""
+    run = recipe.run
+    if run.parallel != "fsdp":
+        return recipe
+    keep_gathered = parallel.keeps_gathered(model.sharding_units(), run.keep_gathered, card.memory)
+    return replace(recipe, run=replace(run, shard=run.shard or per_machine, keep_gathered=keep_gathered))
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Context in which layers on the CPU compute and save what they would on a GPU."""
+    kernels = sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION)
+    with KernelsOfCuda(), kernels, mock.patch.object(encoder, "FOLDED", ()):
+        yield
 
 
 def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch], per_machine: int) -> StepCost:
@@ -75,6 +127,11 @@ def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch],
     if parallel.world_size() > 1 and not objective.sharded:
         _add_ddp(cost, objective, per_machine)
     return cost
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    """Without memory, unless its values decide on lengths."""
+    return tensor.to("meta") if tensor.is_floating_point() else tensor
 
 
 def _to_fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ python docs/results/plan.py    # from the root of a checkout; about half an hour
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from dry_run import make_plan
+import torch
+from dry_run import DryRun, run_step
 
-from onepeace.cards import CARDS
+from onepeace.cards import CARDS, Card
 from onepeace.files.table import markdown_table
-from onepeace.plan.plan import Plan, StepTime, step_time
 from onepeace.train.recipe import read_recipe
 
 RECIPES = {"image_text_4b": 64, "audio_text_4b": 32, "large_image_text": 128, "large_audio_text": 32}
@@ -20,9 +21,55 @@ PROCESSES = (8, 64, 512)
 KINDS = ("parameters", "optimizer", "gradients", "gathered weights", "activations", "other")
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728")
 WIDTH, HEIGHT, MARGIN = 640, 400, 60
+UTILISATION = 2 / 3
+"""Share of a card's peak that products are assumed to reach; a choice, not a measurement, as no GPU was there: with it
+the step of image_text_4b takes about as long as its products and its other kernels take by a separate count."""
+READER_ITEMS = 365
+"""Items that one worker of the reader builds per second, photographs with a caption (data.md)."""
+RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
+"""Times that each byte goes over a link of every process, but for a share of 1 / processes (NCCL's ring)."""
 
 
-def plans() -> Iterator[tuple[str, str, Plan]]:
+class StepTime(NamedTuple):
+    """Seconds of a step by what takes them, without those in which the host launches kernels.
+
+    Computation, collectives and reading overlap (FSDP gathers the next unit while one computes, DDP reduces buckets
+    during the backward pass, workers build batches ahead), so that a step takes at least as long as the slowest.
+    """
+
+    compute: float
+    links: float
+    """Collectives within a machine."""
+    network: float
+    """Collectives between machines."""
+    reader: float
+
+    @property
+    def limit(self) -> str:
+        """What limits the step."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+
+def step_time(run: DryRun, card: Card) -> StepTime:
+    """Estimated time of a step."""
+    compute = run.step.moved / card.bandwidth
+    for (_, dtype), flops in run.step.flops.items():
+        peak = card.float32 if dtype == torch.float32 else card.bfloat16
+        compute += flops / (UTILISATION * peak)
+    links = 0.0
+    network = 0.0
+    for (operation, group), size in run.step.traffic.items():
+        sent = RING[operation] * size * (group.size - 1) / group.size
+        if group.size == group.on_machine:
+            links += sent / card.link
+        else:  # all adapters of the group's processes on a machine carry its traffic
+            network += sent / (card.network * group.on_machine)
+    items = sum(run.recipe.batch_size(source) for source in run.recipe.data.modalities) / run.processes
+    reader = items / (READER_ITEMS * max(run.recipe.run.workers, 1))
+    return StepTime(compute, links, network, reader)
+
+
+def plans() -> Iterator[tuple[str, str, DryRun]]:
     """Name of the recipe, "strong" (its own batch) or "weak" (equally many items for each process), and the plan."""
     for name, items in RECIPES.items():
         batch = read_recipe(f"recipes/pretrain/{name}.yaml").run.batch_size
@@ -31,10 +78,10 @@ def plans() -> Iterator[tuple[str, str, Plan]]:
                 if size % processes == 0:
                     print(f"{name}, {processes} processes, batch {size} ...", file=sys.stderr)
                     recipe = read_recipe(f"recipes/pretrain/{name}.yaml", [f"run.batch_size={size}"])
-                    yield name, scaling, make_plan(recipe, processes)
+                    yield name, scaling, run_step(recipe, processes)
 
 
-def traffic(plan: Plan, *, in_machine: bool, operation: str = "") -> float:
+def traffic(plan: DryRun, *, in_machine: bool, operation: str = "") -> float:
     """GB that collectives of a step gather, reduce or scatter."""
     size = 0
     for (name, group), count in plan.step.traffic.items():
@@ -43,11 +90,11 @@ def traffic(plan: Plan, *, in_machine: bool, operation: str = "") -> float:
     return size / 1e9
 
 
-def time_of(plan: Plan, card: str = "h100") -> StepTime:
-    return step_time(plan.step, plan.recipe, plan.processes, CARDS[card])
+def time_of(plan: DryRun, card: str = "h100") -> StepTime:
+    return step_time(plan, CARDS[card])
 
 
-def memory_row(name: str, plan: Plan) -> list[str]:
+def memory_row(name: str, plan: DryRun) -> list[str]:
     memory = plan.step.memory
     return [
         f"`{name}`",
@@ -59,7 +106,7 @@ def memory_row(name: str, plan: Plan) -> list[str]:
     ]
 
 
-def time_row(name: str, plan: Plan) -> list[str]:
+def time_row(name: str, plan: DryRun) -> list[str]:
     (flops,) = plan.flops_per_item.values()
     row = [
         f"`{name}`",
@@ -76,7 +123,7 @@ def time_row(name: str, plan: Plan) -> list[str]:
     return row
 
 
-def scaling_row(name: str, plan: Plan, smallest: Plan) -> list[str]:
+def scaling_row(name: str, plan: DryRun, smallest: DryRun) -> list[str]:
     """Seconds by what takes them on an H100, and items per second of a GPU beside those of the smallest job."""
     time = time_of(plan)
     seconds = max(time)
@@ -137,7 +184,7 @@ def text(x: float, y: float, words: str, colour: str = "black") -> str:
 
 
 def main() -> None:
-    made: dict[str, dict[str, list[Plan]]] = {"strong": {}, "weak": {}}
+    made: dict[str, dict[str, list[DryRun]]] = {"strong": {}, "weak": {}}
     for name, scaling, plan in plans():
         made[scaling].setdefault(name, []).append(plan)
     named = {

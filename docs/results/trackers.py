@@ -1,7 +1,7 @@
 """What one step takes in one process: torch's memory trackers, and a count of FLOPs and of the bytes of collectives."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from onepeace.data.batch import Batch
-from onepeace.plan.step import Group, moved_bytes
+from onepeace.plan.plan import bytes_of
+from onepeace.plan.step import tensors_in
 
 CATEGORIES = {
     "PARAM": "parameters",
@@ -33,6 +34,24 @@ CATEGORIES = {
     "TEMP": "activations",
 }
 """Kinds of memory by their names in torch's trackers; all further ones are "other": inputs, averages, buffers."""
+
+
+class Group(NamedTuple):
+    """Processes that take part in a collective."""
+
+    size: int
+    on_machine: int
+    """Number of those on the first machine."""
+
+
+def moved_bytes(function: Any, inputs: Any, result: Any) -> int:
+    """Bytes that a kernel reads and writes; 0 for views, and for tensors that are not filled."""
+    name = function.name().partition(".")[0]
+    read = tensors_in(inputs)
+    written = tensors_in(result)
+    storages = {tensor.untyped_storage() for tensor in read}
+    is_view = all(tensor.untyped_storage() in storages for tensor in written) and not name.endswith("_")
+    return 0 if is_view or "empty" in name else bytes_of(read) + bytes_of(written)
 
 
 class NoModules(ModTracker):

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/README.md")
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", default=[], help="override fields of the recipe")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
-    parser.add_argument("--plan", action="store_true", help="print memory, traffic, FLOPs and time of a step, and stop")
+    parser.add_argument("--plan", action="store_true", help="print memory and FLOPs of a step, and stop")
     parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
     parser.add_argument("--card", choices=list(CARDS), help="the GPU for --plan (h100)")
 

@@ -1,1 +1,1 @@
-"""Memory, FLOPs, traffic and time of a training step, from its recipe alone, without data, weights or a GPU."""
+"""Memory and FLOPs of a training step, from its recipe alone, without data, weights or a GPU."""

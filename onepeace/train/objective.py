@@ -70,7 +70,7 @@ class Objective(nn.Module):
         losses: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for term_name, term in terms.items():
-            term_losses = term.loss(outputs[term_name], batch, self.model)
+            term_losses = self.loss_of(term, outputs[term_name], batch)
             for name, loss in term_losses.items():
                 if isinstance(loss, Logged):
                     losses[name] = loss.value
@@ -80,6 +80,10 @@ class Objective(nn.Module):
         total = sum(weighted[1:], weighted[0])
         padding = 1 - counts["real"] / counts["computed"]
         return {"loss": total, **losses, "padding": torch.tensor(padding)}
+
+    def loss_of(self, term: Term[Any], outputs: Any, batch: Batch) -> Mapping[str, Tensor | Logged]:
+        """Losses of a term by name; a plan, whose batches have no targets, replaces those of heads."""
+        return term.loss(outputs, batch, self.model)
 
     def _terms_of(self, batch: Batch) -> dict[str, Term[Any]]:
         """The terms that learn from a batch, by name."""

@@ -7,7 +7,7 @@ sharding take more than a second to import and are imported where they are used.
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -40,6 +40,8 @@ TIMEOUT = timedelta(minutes=10)
 GATHERED_SHARE = 0.1
 """Share of a device's memory up to which gathered weights are kept; see `keeps_gathered`."""
 
+_alike = 1
+"""Number of processes that a plan takes to be like this one; see `alike`."""
 _former_groups: list[dist.ProcessGroup | None] = []
 """Former process groups, kept alive: if a DDP model held the last reference to one, freeing it would wait, holding the
 GIL, for a thread of gloo that may be waiting for the GIL."""
@@ -52,7 +54,19 @@ def rank() -> int:
 
 def world_size() -> int:
     """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else _alike
+
+
+@contextmanager
+def alike(count: int) -> Iterator[None]:
+    """Context without a process group, in which this process is the first of ``count`` that have what it has: what it
+    gathers is its own. It is for plans."""
+    global _alike
+    _alike = count
+    try:
+        yield
+    finally:
+        _alike = 1
 
 
 @contextmanager
@@ -116,13 +130,15 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Tensor) -> Tensor:
     """Rows of all processes in their order, with gradient; each process has the same number."""
-    return x if world_size() == 1 else _Gather.apply(x)
+    if dist.is_initialized():
+        return _Gather.apply(x)
+    return x if world_size() == 1 else x.repeat(world_size(), *[1] * (x.ndim - 1))
 
 
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
     """Rows of all processes, any number from each, without gradient, and the index of this process's first row."""
-    if world_size() == 1:
-        return x, 0
+    if not dist.is_initialized():
+        return gather(x.detach()), 0
     x = x.detach().contiguous()
     counts = gather_numbers(len(x))
     padding = x.new_zeros(max(counts) - len(x), *x.shape[1:])
@@ -136,8 +152,8 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
 
 def gather_objects(value: Any) -> list[Any]:
     """List of one value from each process: plain lists, numbers or text. They are exchanged on the CPU."""
-    if world_size() == 1:
-        return [value]
+    if not dist.is_initialized():
+        return [value] * world_size()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -145,8 +161,8 @@ def gather_objects(value: Any) -> list[Any]:
 
 def gather_numbers(number: int) -> list[int]:
     """List of one number from each process. They are exchanged on the CPU, so that no one waits for a GPU."""
-    if world_size() == 1:
-        return [number]
+    if not dist.is_initialized():
+        return [number] * world_size()
     numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     dist.all_gather(numbers, torch.tensor([number]))
     return torch.cat(numbers).tolist()
@@ -344,9 +360,25 @@ def keeps_gathered(units: Iterable[nn.Module], choice: bool | Literal["auto"], d
     """
     if choice != "auto":
         return choice
-    parameters = {parameter for unit in units for parameter in unit.parameters()}
-    gathered_bytes = 2 * sum(parameter.numel() for parameter in parameters)
-    return gathered_bytes <= GATHERED_SHARE * device_bytes
+    return 2 * sum(_sizes_of(units)) <= GATHERED_SHARE * device_bytes
+
+
+def gathered_at_once(units: Sequence[nn.Module], objective: nn.Module, kept: bool) -> int:
+    """Number of gathered weights that a process holds at once: those of all units, if they are kept, or else of the two
+    largest, as torch gathers ahead; and those outside of the units."""
+    *sizes, outside = _sizes_of([*units, objective])
+    return outside + sum(sizes if kept else sorted(sizes)[-2:])
+
+
+def _sizes_of(units: Iterable[nn.Module]) -> list[int]:
+    """Number of parameters of each unit, inner ones first, without those of the units inside it."""
+    sizes = []
+    claimed: set[nn.Parameter] = set()
+    for unit in units:
+        own = set(unit.parameters()) - claimed
+        claimed |= own
+        sizes.append(sum(parameter.numel() for parameter in own))
+    return sizes
 
 
 def free_gathered(parallelized: nn.Module) -> None:

@@ -172,12 +172,14 @@ def _picture_sizes(source: Source, key: str) -> Iterator[tuple[int, int]]:
                     yield opened.size
 
 
-def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objective:
+def build_objective(
+    recipe: Recipe, model: Trained, data: TrainingData, objective_class: type[Objective] = Objective
+) -> Objective:
     """The objective, with what its terms compute once from the data."""
     # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
     with torch.random.fork_rng(devices=[]):
         prepared = {options.name: TERMS[options.term].prepare(options, data) for options in recipe.terms}
-    return Objective(
+    return objective_class(
         model=model,
         terms=recipe.terms,
         prepared=prepared,

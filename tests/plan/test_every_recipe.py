@@ -48,11 +48,9 @@ PLANNABLE = [name for name in RECIPES if not name.startswith(WORDS)]
 def test_recipe_is_planned(name):
     recipe = shrunken(name)
     plan = make_plan(recipe, processes=2)
-    assert plan.step.memory["activations"] > 0
+    assert min(plan.memory.values()) >= 0
     assert min(plan.flops_per_item.values()) > 0
-    # What is exchanged: gradients of all trained weights, but for those that no term reaches.
-    assert sum(plan.step.traffic.values()) > 2 * plan.trained
-    assert (recipe.run.parallel == "fsdp") == (name in SHARDED)
+    assert (recipe.run.parallel == "fsdp") == (name in SHARDED) == ("gathered weights" in plan.memory)
 
 
 def test_inputs_made_of_words_cannot_be_planned():
@@ -64,9 +62,4 @@ def test_inputs_made_of_words_cannot_be_planned():
 def test_whole_recipe_of_512_processes():
     """The recipe is not shrunk; this takes about a minute."""
     plan = make_plan(read_recipe(RECIPES["pretrain/image_text_4b"]), processes=512)
-    assert plan.memory < plan.card.memory
-    gathered = 0
-    for (operation, _), size in plan.step.traffic.items():
-        if operation == "allgather_base":
-            gathered += size
-    assert gathered < 20e9
+    assert plan.peak < plan.card.memory

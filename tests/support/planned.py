@@ -1,7 +1,5 @@
 """Small recipes of both stages for plans and dry runs."""
 
-from dataclasses import replace
-
 from support.training import terms
 
 from onepeace.config import build
@@ -59,7 +57,7 @@ ADAPTERS = {
 }
 
 
-def planned_recipe(modality, batch=4, depth=1, **run):
+def planned_recipe(modality, batch=4, depth=1, adapters=ADAPTERS, stage=None, **run):
     """Contrast and denoising of texts and another modality."""
     content = {
         "model": {
@@ -67,18 +65,19 @@ def planned_recipe(modality, batch=4, depth=1, **run):
             "size": "tiny",
             "depth": depth,
             "decoder": {"dim": 32, "depth": 1, "num_heads": 2, "ffn_dim": 64},
-            "adapters": ADAPTERS,
+            "adapters": {**ADAPTERS, **adapters},
             "modalities": ["text", modality],
+            "projections": ["text", modality],
         },
         "processors": {"text": {"max_tokens": 20}, "image": {"size": 160}, "audio": {"max_seconds": 1}},
         "data": {"train": [{"shards": "x.tar", "pair": [modality, "text"]}]},
         "schedule": {"steps": 10},
         "run": {"out": "x", "batch_size": batch, "precision": "bfloat16", **run},
-        **STAGES[modality],
+        **(STAGES[modality] if stage is None else stage),
     }
     return build(Recipe, content, "recipe")
 
 
 def contrastive(modality="audio", **fields):
     """Without masked passes: the fewest operations."""
-    return replace(planned_recipe(modality, **fields), objective=terms({"contrastive": {}}), mask={}, freeze=())
+    return planned_recipe(modality, stage={"objective": terms({"contrastive": {}})}, **fields)

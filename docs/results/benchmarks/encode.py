@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import ratios, short, spread, take_turns
+from benchmarks.items import UNITS, item_batch, picture_size
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import fetch_model
 from onepeace.model import Encoder
-from onepeace.plan.synthetic import UNITS, item_batch, picture_size
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.comparison import check_equal, compare, compared, short
+from benchmarks.items import SAMPLE_RATE, largest_items
 from onepeace.config import Config
+from onepeace.data.batch import Batch
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
-from onepeace.plan.plan import planned_config, planned_model
-from onepeace.plan.step import measure_step
-from onepeace.plan.synthetic import SAMPLE_RATE, largest_items, synthetic_batch, synthetic_objective
+from onepeace.plan.plan import planned_config, planned_model, planned_objective, with_masks
+from onepeace.plan.step import Meter, as_on_a_gpu
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective
@@ -56,8 +57,9 @@ class StepPair:
         generator = torch.Generator().manual_seed(0)
         modalities = recipe.data.modalities[source]
         inputs = inputs_of_many_lengths(self.config, modalities, recipe.batch_size(source), generator)
-        batch = synthetic_batch(recipe, source, self.model, inputs)
-        self.batch = batch.split(recipe.run.grad_cache_chunks, self.model.adapters)
+        keys = [f"item{number}" for number in range(recipe.batch_size(source))]
+        batch = Batch(inputs, keys, keys, [[key] for key in keys], source=source).measured(self.model.adapters)
+        self.batch = with_masks(recipe, batch).split(recipe.run.grad_cache_chunks, self.model.adapters)
         self.moved = self.batch.to(device)
         self.model.to(device)
         set_recompute(self.model, recipe.run.recompute)
@@ -69,7 +71,7 @@ class StepPair:
     def _objective(self, max_padding: float) -> Objective:
         torch.manual_seed(0)  # for parameters of the terms
         recipe = replace(self.recipe, run=replace(self.recipe.run, max_padding=max_padding))
-        return synthetic_objective(recipe, self.model, self.batch.keys)
+        return planned_objective(recipe, self.model, [self.batch])
 
     def run(self, candidate: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Losses of a forward pass, after its backward pass."""
@@ -115,8 +117,11 @@ class StepPair:
         run = replace(self.recipe.run, max_padding=0.0, recompute="none")
         recipe = replace(self.recipe, run=run)
         with torch.device("meta"):
-            objective = synthetic_objective(recipe, planned_model(recipe, self.config), self.batch.keys)
-        return measure_step(recipe, objective.train(), [self.batch], processes=1, per_machine=1).flops.total()
+            objective = planned_objective(recipe, planned_model(recipe, self.config), [self.batch])
+        with as_on_a_gpu():
+            meter = Meter(shards=1)
+            meter.take_passes(objective.to_empty(device="cpu"), self.batch, bfloat16=False)
+        return meter.flops
 
 
 def bench_train(
