@@ -6,6 +6,7 @@ from .contrastive import contrastive
 from .denoising import denoising, masked_tokens
 from .distillation import distillation
 from .hinge import hinge
+from .sigmoid import sigmoid
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "hinge",
     "masked_tokens",
     "multilabel",
+    "sigmoid",
     "tiled_infonce",
 ]

@@ -150,6 +150,39 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
     return torch.cat(rows), first_row
 
 
+class _FromNext(torch.autograd.Function):
+    """The rows of the next process, in a ring; gradients go the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _shift(x, by=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        return _shift(grad, by=1)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """Send a tensor to the process ``by`` further on, and receive that of the one as far behind."""
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    send = dist.P2POp(dist.isend, x.contiguous(), (rank() + by) % world_size())
+    receive = dist.P2POp(dist.irecv, received, (rank() - by) % world_size())
+    for work in dist.batch_isend_irecv([send, receive]):
+        work.wait()
+    return received
+
+
+def around(x: Tensor) -> Iterator[Tensor]:
+    """Rows of each process with gradient, this one's first, handed on in a ring: those of one other are held at a time.
+    Each process has the same number."""
+    yield x
+    for _ in range(world_size() - 1):
+        if dist.is_initialized():
+            x = _FromNext.apply(x)
+        yield x
+
+
 def gather_objects(value: Any) -> list[Any]:
     """List of one value from each process: plain lists, numbers or text. They are exchanged on the CPU."""
     if not dist.is_initialized():

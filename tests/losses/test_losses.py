@@ -11,6 +11,7 @@ from onepeace.losses.contrastive import contrastive
 from onepeace.losses.denoising import denoising as denoising_of_tokens
 from onepeace.losses.denoising import masked_tokens
 from onepeace.losses.distillation import distillation
+from onepeace.losses.sigmoid import sigmoid
 from onepeace.losses.tiled_infonce import tiled_infonce
 
 
@@ -114,6 +115,47 @@ def test_autocast_does_not_round_cosines():
         loss = contrastive(a, b, 90.0)
     expected = contrastive_of_full_logits(a, b, 90.0, groups=None, smoothing=0.0)
     assert loss.item() == pytest.approx(expected, abs=1e-4)
+
+
+# sigmoid
+
+
+def sigmoid_of_each_pair(a, b, scale, bias, paired=True):
+    total = 0.0
+    for row, x in enumerate(a):
+        for column, y in enumerate(b):
+            answer = 1 if paired and row == column else -1
+            total -= F.logsigmoid(answer * (scale * x @ y + bias))
+    return total / len(a)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_sigmoid_is_that_of_each_pair(rows, paired):
+    torch.manual_seed(4)
+    values = [unit(7, 5), unit(7, 5), torch.tensor(6.0), torch.tensor(-2.0)]
+    tiled = [value.clone().requires_grad_() for value in values]
+    plain = [value.clone().requires_grad_() for value in values]
+    loss = sigmoid(*tiled, paired=paired, tile=rows * 7)
+    expected = sigmoid_of_each_pair(*plain, paired=paired)
+    (3 * loss).backward()
+    (3 * expected).backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(tiled, plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_sigmoid_is_computed_in_tiles_and_in_float32():
+    a = unit(1024, 8).requires_grad_()
+    b = unit(1024, 8).requires_grad_()
+    largest = LargestTensor()
+    with largest, torch.autocast("cpu", torch.bfloat16):
+        loss = sigmoid(a, b, torch.tensor(10.0), torch.tensor(-10.0), tile=16384)
+        loss.backward()
+    assert 16384 <= largest.numbers < 2 * 16384
+    whole = sigmoid(a, b, torch.tensor(10.0), torch.tensor(-10.0))
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 # denoising

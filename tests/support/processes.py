@@ -24,6 +24,7 @@ TERMS = {
     "denoising/text": {"weight": 0.5, "keys": "global", "label_smoothing": 0.1},
     "denoising/audio": {"weight": 1.0, "keys": "global", "teacher": "joint"},
     "denoising/text+audio": {"weight": 0.5, "keys": "global"},
+    "sigmoid/text+audio": {"weight": 0.2},
     "distillation/audio": {"weight": 0.3, "teacher": {"library": "timm", "name": "none"}},
 }
 LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]

@@ -10,11 +10,13 @@ from support.checkpoints import read_newest
 from support.processes import in_turn, loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import write_shards
 from support.training import DENOISING, assert_same_losses, assert_same_weights, losses, make_recipe
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.files import atomic
+from onepeace.losses import sigmoid
 from onepeace.train import parallel
 from onepeace.train.checkpoint import folders, step_of
 
@@ -43,7 +45,7 @@ def test_accumulation_equals_big_batch(alone, parts, max_padding):
 
     losses, gradients = loss_and_gradients(objective, whole_batch().split(parts, objective.model.adapters))
 
-    assert len(losses) == 7
+    assert len(losses) == 8
     assert_near(losses, alone[0])
     assert_near(gradients, alone[1])
 
@@ -55,11 +57,36 @@ LAYOUTS = {
 }
 
 
+def save_sigmoid(folder):
+    """The sigmoid loss of this process's rows of eight and its gradients, also with respect to rows of the others."""
+    generator = torch.Generator().manual_seed(0)
+    share = 8 // parallel.world_size()
+    rows = slice(parallel.rank() * share, (parallel.rank() + 1) * share)
+    vectors = [F.normalize(torch.randn(8, 6, generator=generator), dim=1)[rows] for _ in "ab"]
+    leaves = [leaf.requires_grad_() for leaf in (*vectors, torch.tensor(10.0), torch.tensor(-3.0))]
+    a, b, scale, bias = leaves
+    loss = torch.zeros(())
+    for turn, others in enumerate(parallel.around(b)):
+        loss = loss + sigmoid(a, others, scale, bias, paired=turn == 0)
+    loss.backward()
+    torch.save((loss.detach(), *[leaf.grad for leaf in leaves]), folder / f"sigmoid-{parallel.rank()}")
+
+
+def check_sigmoid(folder, alone, processes):
+    """The mean over processes, of which the gradient is the mean too, is that of one process."""
+    saved = [torch.load(folder / f"sigmoid-{rank}") for rank in range(processes)]
+    loss, by_a, by_b, by_scale, by_bias = zip(*saved, strict=True)
+    together = [torch.stack(loss).mean(), torch.cat(by_a) / processes, torch.cat(by_b) / processes]
+    together += [torch.stack(by_scale).mean(), torch.stack(by_bias).mean()]
+    torch.testing.assert_close(together, list(torch.load(alone / "sigmoid-0")), rtol=1e-6, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """Folder of the losses and gradients of four processes in each layout."""
     folder = tmp_path_factory.mktemp("steps")
-    start(4, in_turn, [(spread_step, folder / name, options) for name, options in LAYOUTS.items()])
+    calls = [(spread_step, folder / name, options) for name, options in LAYOUTS.items()]
+    start(4, in_turn, [*calls, (save_sigmoid, folder)])
     return folder
 
 
@@ -69,6 +96,11 @@ def test_processes_equal_one(alone, steps, name):
 
     assert_near(losses, alone[0])
     assert_near(gradients, alone[1])
+
+
+def test_sigmoid_of_four_processes_is_that_of_one(steps, tmp_path):
+    save_sigmoid(tmp_path)
+    check_sigmoid(steps, tmp_path, 4)
 
 
 # Runs
@@ -131,6 +163,7 @@ def runs(root, tmp_path_factory):
         (train, path, overrides("cut", "run.save_every=1"), 1),
         (train, path, overrides("cut", "run.save_every=1")),
         (train_with_one_bad_gradient, path, overrides("bad")),
+        (save_sigmoid, folder),
         (train_and_note_error, path, overrides("odd", "run.batch_size=15"), folder / "odd"),
         (train_and_note_error, path, overrides("locked"), folder / "locked"),
         (train_and_note_error, path, overrides("differing"), folder / "differing", roots),
@@ -139,6 +172,11 @@ def runs(root, tmp_path_factory):
     with FileLock(folder / "locked" / ".lock"):
         start(2, in_turn, calls)
     return folder
+
+
+def test_sigmoid_of_two_processes_is_that_of_one(runs, tmp_path):
+    save_sigmoid(tmp_path)
+    check_sigmoid(runs, tmp_path, 2)
 
 
 def test_sharded_training_equals_replicated(runs):

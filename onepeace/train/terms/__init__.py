@@ -12,6 +12,7 @@ from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
+from onepeace.train.terms.sigmoid import Sigmoid
 
 TERMS: Table[type[Term[Any]]] = Table(
     {
@@ -25,6 +26,7 @@ TERMS: Table[type[Term[Any]]] = Table(
         "distillation": Distillation,
         "generation": "onepeace.generative.terms.Generation",
         "multi_label": MultiLabel,
+        "sigmoid": Sigmoid,
     }
 )
 

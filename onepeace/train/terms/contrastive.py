@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -18,12 +19,8 @@ from onepeace.train.term import Term, TermContext, TermOptions, check_projection
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveOptions(TermOptions):
-    multi_positive: bool = False
-    """Whether items with the same caption or class are positives of each other."""
-    label_smoothing: float = 0.0
-    detach_keys: bool = False
-    """Whether keys have no gradient, as in the released code."""
+class PairsOptions(TermOptions):
+    """Options of a term that compares modalities."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,13 +31,23 @@ class ContrastiveOptions(TermOptions):
         return super().reads(source, present) and len(present) > 1
 
 
-class Contrastive(Term[ContrastiveOptions]):
-    """InfoNCE over the batch; see onepeace/losses/contrastive.py."""
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveOptions(PairsOptions):
+    multi_positive: bool = False
+    """Whether items with the same caption or class are positives of each other."""
+    label_smoothing: float = 0.0
+    detach_keys: bool = False
+    """Whether keys have no gradient, as in the released code."""
 
-    Options = ContrastiveOptions
+
+P = TypeVar("P", bound=PairsOptions)
+
+
+class Pairs(Term[P], Generic[P]):
+    """Base class: the vectors of the modalities are compared, in pairs."""
 
     @classmethod
-    def check(cls, options: ContrastiveOptions, context: TermContext) -> None:
+    def check(cls, options: P, context: TermContext) -> None:
         for source in context.sources:
             check_projections(options, options.on or source.modalities, context.config)
 
@@ -48,7 +55,8 @@ class Contrastive(Term[ContrastiveOptions]):
         """Unit vectors (B, E) by modality."""
         return {key: passes.embedding(key) for key in self.options.on or passes.keys}
 
-    def loss(self, outputs: dict[str, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
+    def scale_of(self, batch: Batch, model: Trained) -> Tensor:
+        """The learned scale of the cosines; UserError if there is none, or if items have several inputs."""
         if batch.rows > 1:
             raise UserError(
                 f"it compares one input with one other, and items of {batch.source} have {batch.rows} pictures, sounds "
@@ -57,7 +65,16 @@ class Contrastive(Term[ContrastiveOptions]):
             )
         if model.logit_scale is None:
             raise UserError(f"{self.options.where} needs a learned temperature; set model.logit_scale: true")
-        scale = model.logit_scale.exp()
+        return model.logit_scale.exp()
+
+
+class Contrastive(Pairs[ContrastiveOptions]):
+    """InfoNCE over the batch; see onepeace/losses/contrastive.py."""
+
+    Options = ContrastiveOptions
+
+    def loss(self, outputs: dict[str, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
+        scale = self.scale_of(batch, model)
         positives = None
         if self.options.multi_positive:
             names = [item_names for part in parallel.gather_objects(batch.names) for item_names in part]
