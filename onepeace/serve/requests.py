@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, FiniteFloat, StrictStr, ValidationError
+from pydantic_core import from_json
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
@@ -231,18 +233,27 @@ def read_body(model: type[Asked], body: bytes, content_type: str | None, limits:
     kind = (content_type or "").partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/(json|.*\+json)", kind):
         raise Refused(422, f"the body: {NO_OBJECT}")
-    # Before it is read: no other request is answered meanwhile.
-    count = sum(map(body.count, (b",", b"[", b"{")))
-    if count > limits.values:
-        raise Refused(413, f"the body: about {count} values are above the limit of {limits.values}")
+    if len(body) > limits.values:  # before it is read: no other request is answered meanwhile
+        letters = np.frombuffer(body, np.uint8)
+        count = sum(np.count_nonzero(letters == letter) for letter in b",[{")
+        if count > limits.values:
+            raise Refused(413, f"the body: about {count} values are above the limit of {limits.values}")
     try:
-        return model.model_validate(json.loads(body))
+        return model.model_validate(_from_json(body))
     except ValidationError as error:
         raise Refused(422, first_error(error.errors(include_url=False), 0)) from error
     except json.JSONDecodeError as error:
         raise Refused(422, f"the body: must be JSON ({one_line(error.msg)} at character {error.pos})") from error
     except (ValueError, RecursionError) as error:  # not text, or nested too deep
         raise Refused(422, f"the body: must be JSON ({one_line(error)})") from error
+
+
+def _from_json(body: bytes) -> Any:
+    """The content of a body; ValueError if it is not JSON, RecursionError."""
+    try:
+        return from_json(body)
+    except ValueError:  # quicker, but it refuses half of a surrogate pair, of which names of files consist
+        return json.loads(body)
 
 
 class Decoder:
