@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.config import Config
+from onepeace.config.reader import Count
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError, need
 from onepeace.evaluate.metrics import Figure
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode, results_of
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode, results_of
 from onepeace.evaluate.ranking import Ranking, groups_of, search
 from onepeace.generative.generator import Generator, generator_of
 from onepeace.generative.ptb_tokenizer import ptb_words
@@ -171,15 +172,13 @@ class Captions(EvaluationProtocol):
     train: Items | None = None
     """Training items with captions, for two baselines without a language model: the most frequent caption of the
     training items, for every item, and the first caption of the most similar training item."""
-    at: tuple[int, ...] = ()
+    at: tuple[Count, ...] = ()
     """The k of the recall of items by their captions, among all of the set; empty: not measured. A specific caption
     finds its item; one that would fit many items does not, however well it is written."""
     encoder: str | None = None
     """Name or folder of the model whose vectors are compared; None: the measured model."""
 
     def __post_init__(self) -> None:
-        if self.at:
-            check_at(self.at)
         if self.train is not None and self.train.modality != self.modality:
             raise UserError(f"modality is {self.modality!r}, that of train {self.train.modality!r}; they should agree")
 

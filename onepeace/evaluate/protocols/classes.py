@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.config.reader import Count
 from onepeace.embed.classify import TEMPLATES, prototypes
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, average_precisions, chance_average_precision
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, encode
 from onepeace.evaluate.ranking import Ranking, groups_of, names_of, search
 
 
@@ -75,12 +76,8 @@ def read_class_names(path: Path) -> list[str]:
 class ZeroShot(ClassNames):
     """Top-k accuracy; classes are ranked by the similarity of their prototypes to the item."""
 
-    at: tuple[int, ...] = (1, 5)
+    at: tuple[Count, ...] = (1, 5)
     """The k of the accuracies."""
-
-    def __post_init__(self) -> None:
-        check_at(self.at)
-        super().__post_init__()
 
     def run(self, embedder: Any, root: Path) -> list[Ranking]:
         samples = self.read_labelled(root)

@@ -166,12 +166,6 @@ def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
     return vectors
 
 
-def check_at(at: Sequence[int]) -> None:
-    """UserError unless ``at`` lists one k or more, each at least 1."""
-    if not at or min(at) < 1:
-        raise UserError(f"at is {list(at)}; give at least one k, each at least 1")
-
-
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
     """Add a sample to a hash, each part after its length."""
     fields = [sample.key, sample.targets, sample.captions]

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onepeace.config.reader import Count
 from onepeace.data.sample import Sample
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.evaluate.ranking import Ranking, groups_of, names_of, search
 from onepeace.index.groups import connected
 
@@ -21,7 +22,7 @@ class Retrieval(EvaluationProtocol):
     the model.
     """
 
-    at: tuple[int, ...] = (1, 5, 10)
+    at: tuple[Count, ...] = (1, 5, 10)
     """The k of the recalls."""
     texts: Literal["captions", "names", "distinct"] = "captions"
     """Texts of the search. "captions": each caption is a separate query and belongs only to its item, even if another
@@ -30,9 +31,6 @@ class Retrieval(EvaluationProtocol):
     distinct caption is one query, and every item that has it is right."""
     other: str = "text"
     """Modality of the texts; another one for files of it in the same samples."""
-
-    def __post_init__(self) -> None:
-        check_at(self.at)
 
     @property
     def sides(self) -> tuple[Items, ...]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.config.reader import Count
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, precisions_at
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labelled, check_at
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,10 @@ class SameClass(EvaluationProtocol):
     """The second modality and its shards."""
     matches: dict[str, tuple[str, ...]]
     """Label -> labels of the other side with the same meaning."""
-    at: tuple[int, ...] = (10,)
+    at: tuple[Count, ...] = (10,)
     """The k of the precisions."""
 
     def __post_init__(self) -> None:
-        check_at(self.at)
         if not self.matches or not all(self.matches.values()):
             raise UserError("matches is empty or has an empty list; give {label: [labels of the other side]}")
 
