@@ -96,6 +96,4 @@ def _other_samples(means: NDArray, mean: float) -> NDArray:
 
 
 def _estimate(mean: float, figures: NDArray) -> Estimate:
-    value = float(mean)
-    low, high = middle(figures.tolist())
-    return Estimate(value, min(value, low), max(value, high))
+    return Estimate(float(mean), *middle(figures.tolist()))

@@ -44,7 +44,7 @@ class Ranking:
 
     @property
     def ks(self) -> list[int]:
-        """The least k, and the others at which not all queries are hits anyway, as they are by top-5 of four classes."""
+        """The least k, and those others at which not all queries are hits anyway, as by top-5 of four classes."""
         return [k for k in self.at if k == min(self.at) or k < self.candidates]
 
     def metric_at(self, k: int) -> str:

@@ -1,11 +1,12 @@
 """Figures from scores: ties against the model, few candidates, odd numbers, and agreement with the stored cases."""
 
 import json
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 from support.evaluation import worst_order
 
 from onepeace.evaluate.metrics import (
+    as_array,
     average_precisions,
     best_ranks,
     box_iou,
@@ -157,3 +159,31 @@ def test_chance_is_the_mean_over_all_orders(case, k):
 
     assert chance_recall(numbers, total, k) == pytest.approx(np.mean(recalls))
     assert chance_average_precision(np.array(numbers), total) == pytest.approx(np.mean(precisions))
+
+
+SIDES = st.tuples(st.integers(0, 5), st.integers(0, 5)).map(sorted)
+
+
+def cells(x0, y0, x1, y1):
+    return set(product(range(x0, x1), range(y0, y1)))
+
+
+@examples
+@given(st.lists(st.tuples(SIDES, SIDES, SIDES, SIDES), min_size=1, max_size=4))
+def test_iou_is_that_of_the_cells_of_a_grid(pairs):
+    boxes = [(x[0], y[0], x[1], y[1]) for x, y, _, _ in pairs]
+    references = [(x[0], y[0], x[1], y[1]) for _, _, x, y in pairs]
+
+    overlaps = box_iou(boxes, references)
+
+    for box, reference, overlap in zip(boxes, references, overlaps, strict=True):
+        common = cells(*box) & cells(*reference)
+        either = cells(*box) | cells(*reference)
+        assert overlap == pytest.approx(len(common) / len(either) if common else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_of_any_float_type_are_read(dtype):
+    scores = torch.tensor([[0.5, 1.0, NAN]], dtype=dtype, requires_grad=True)
+    assert best_ranks(scores, torch.tensor([[1, 0, 0]])) == 3
+    assert as_array(scores).dtype == np.float32
