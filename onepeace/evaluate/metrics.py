@@ -117,8 +117,7 @@ def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
         raise ValueError(f"boxes {boxes.shape} and references {references.shape} must both be (N, 4)")
     begins = np.maximum(boxes[:, :2], references[:, :2])
     ends = np.minimum(boxes[:, 2:], references[:, 2:])
-    sides = ends - begins
-    overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
+    overlap = (ends - begins).clip(min=0).prod(axis=1)
     union = _areas(boxes) + _areas(references) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
 
