@@ -328,7 +328,7 @@ def _print_clusters_as_json(groups: "list[Group]") -> None:
 def _print_clusters(groups: "list[Group]") -> None:
     rows = []
     for number, group in enumerate(groups, 1):
-        counts = Counter(member.item.modality for member in group.members)
+        counts = Counter(member.item.kind for member in group.members)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
         nearest = ", ".join(Path(member.item.path).name for member in group.members[:NEAREST])
         rows.append((str(number), ", ".join(group.names) or "-", kinds, nearest))

@@ -82,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--where", metavar="CONDITION", help="condition on file metadata; see below")
     chosen.add_argument("--after", metavar="DATE", help="only files from then on: 2024, 2024-05 or 2024-05-01")
     chosen.add_argument("--before", metavar="DATE", help="only files before then")
+    text = "only files at a path, or in a folder, table or shard at one (repeatable)"
+    chosen.add_argument("--below", action="append", default=[], metavar="PATH", help=text)
     chosen.add_argument("--path", metavar="GLOB", help='path pattern, e.g. "holidays/**/*.jpg"')
     shown = parser.add_argument_group("output")
     shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
@@ -162,16 +164,18 @@ def _query_of(args: argparse.Namespace) -> "Query":
 
 def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Index.search` that leave files out."""
-    from onepeace.index.filters import kind_of, short_forms
+    from onepeace.index import is_index
+    from onepeace.index.filters import below, of_kinds, short_forms
 
-    only = []
-    if args.only:
-        only = [kind_of(kind.strip()) for kind in args.only.split(",")]
+    only = [kind.strip() for kind in args.only.split(",") if kind]
     try:
         where = short_forms(args.where, args.after, args.before, args.path)
+        if not is_index(args.paths[0]):  # which may have further kinds; of files, now instead of once they are read
+            of_kinds(only)
+        below(args.below)
     except UsageError as error:  # begins with the name of the field
         raise UsageError(f"--{error}") from error
-    return {"only": only, "where": where}
+    return {"only": only, "where": where, "below": args.below}
 
 
 def _print_hits(args: argparse.Namespace, results: "Results", query: "Query", *, is_filtered: bool) -> None:

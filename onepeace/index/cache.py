@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import UNFINISHED, Locked, cache_folder, held, is_held, marked, remove_unfinished_in
-from onepeace.index.database import DATABASE, INDEX_FORMAT, Damaged, Store, is_index, sql_below, writing
+from onepeace.index.database import DATABASE, INDEX_FORMAT, Damaged, OtherVersion, Store, is_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
@@ -132,7 +132,7 @@ def _forget_small() -> None:
                 with closing(Store(folder)) as store:
                     if store.count() < SMALL:
                         last_used[folder] = os.path.getmtime(folder / DATABASE)
-            except Damaged:
+            except (Damaged, OtherVersion):
                 delete(folder)
     for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
         with suppress(UserError, FileNotFoundError):

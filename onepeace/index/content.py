@@ -75,7 +75,7 @@ def read_entry(entry: Entry) -> Reading:
         if isinstance(value, str):
             content = value.encode("utf-8", "surrogatepass")
         else:
-            description = describe_media(_as_file(value), entry.item.modality)
+            description = describe_media(_as_file(value), entry.item.kind)
         digest = hashlib.blake2b(content, digest_size=16).digest()
         item = replace(entry.item, hash=digest)
         return Reading(entry, _described(item, description), value)
@@ -99,8 +99,8 @@ def _hash(file: BinaryIO) -> bytes:
 
 def _read_file(entry: Entry, path: Path) -> Reading:
     """Hash a file. One that no decoder would read is not hashed either."""
-    modality = entry.item.modality
-    limit = LIMITS.get(modality)
+    kind = entry.item.kind
+    limit = LIMITS.get(kind)
     with open(path, "rb", opener=open_regular) as file:
         status = os.fstat(file.fileno())
         if limit is not None and status.st_size > limit:
@@ -109,9 +109,9 @@ def _read_file(entry: Entry, path: Path) -> Reading:
     item = replace(entry.item, size=status.st_size, mtime_ns=mtime_of(status), hash=digest)
     return Reading(
         entry=entry,
-        item=_described(item, describe_media(path, modality)),
+        item=_described(item, describe_media(path, kind)),
         value=path,
-        text=_words_of_file(path) if modality == "text" else "",
+        text=_words_of_file(path) if kind == "text" else "",
         state=_state(status),
     )
 

@@ -46,7 +46,7 @@ EXTERNAL = re.compile(
 SCHEMA = (
     "CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL)",
     """CREATE TABLE files (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, kind TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, "offset" INTEGER, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL,
     caption TEXT, metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT, digest BLOB NOT NULL
 )""",
@@ -104,6 +104,10 @@ class Damaged(UserError):
     def __init__(self, folder: Path, reason: object) -> None:
         super().__init__(f"the index is damaged ({reason}); {build_again(folder)}", where=folder)
         self.damage = str(reason)
+
+
+class OtherVersion(UserError):
+    """Error for an index in the format of another version."""
 
 
 @contextmanager
@@ -235,9 +239,10 @@ class Store:
                 if write:
                     self.connection.executescript(SETTINGS)
                 definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
+                if SCHEMA[0] in definitions:
+                    self.meta = self._known()  # if it is of another version, that is what is said
                 if not definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
                     raise Damaged(folder, "its tables are not those of this version")
-                self.meta = self._known()
             except BaseException:
                 self.close()
                 raise
@@ -403,7 +408,7 @@ class Store:
 
     def kinds_of(self, ids: Iterable[int]) -> dict[int, str]:
         """Kinds of files by their ids: faster than `items_of`."""
-        sql = f"SELECT id, modality FROM files WHERE id {IN_LIST}"  # noqa: S608 (a constant)
+        sql = f"SELECT id, kind FROM files WHERE id {IN_LIST}"  # noqa: S608 (a constant)
         return dict(self.select(sql, (json.dumps(sorted(ids)),)))
 
     def vectors_of(self, id_: int) -> tuple[list[Span], np.ndarray]:
@@ -478,7 +483,7 @@ class Store:
         meta: dict[str, str] = json.loads(content)
         if meta["format_version"] != INDEX_FORMAT:
             origin = f"format {meta['format_version']} by {meta.get('made_by')}"
-            raise UserError(
+            raise OtherVersion(
                 f"made in {origin}, and this version reads {INDEX_FORMAT}; {build_again(self.folder)}",
                 where=self.folder,
             )

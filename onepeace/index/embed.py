@@ -233,10 +233,10 @@ def _file_of(result: Any, reading: Reading, video: Video | None) -> Known:
     if video is not None:
         spans, vectors = video.vectors(windows, result.is_silent)
     elif len(vectors) == 1:
-        spans = [Span(item.modality)]
+        spans = [Span(item.kind)]
     else:
         times = zip(windows.starts, windows.ends, strict=True)
-        spans = [Span(item.modality, start, end) for start, end in times]
+        spans = [Span(item.kind, start, end) for start, end in times]
     return Known(item, spans, vectors, reading.text)
 
 
@@ -275,17 +275,17 @@ class Embedding:
         """Yield what the model is given of the files that must be embedded; record the others."""
         for reading in read_ahead(entries):
             item = reading.item
-            content = (item.hash, item.modality)
+            content = (item.hash, item.kind)
             if content in self._contents:
                 self._copies.append(reading)
             elif not self._is_settled(reading):
                 self._contents.add(content)
                 video = None
-                if item.modality == "video":
+                if item.kind == "video":
                     modalities = modalities_of(item, self.recorder.store.modalities)
                     video = Video(reading.value, modalities, item.duration)
                 self._pending.append((reading, video))
-                yield video or {item.modality: reading.value}
+                yield video or {item.kind: reading.value}
 
     def _results(self, inputs: Iterator[object]) -> Generator[Any, None, None]:
         """Yield what the model says of its inputs; it is loaded for the first."""

@@ -89,7 +89,7 @@ def _fields_of(item: Item) -> dict[str, Any]:
     """Columns of a vector that are those of its file."""
     return {
         "path": item.path,
-        "kind": item.modality,
+        "kind": item.kind,
         "size": item.size,
         "mtime": item.mtime_ns / 1e9,
         "hash": item.hash.hex() if item.hash else None,

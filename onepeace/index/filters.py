@@ -9,6 +9,7 @@ text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comp
 """
 
 import ast
+import json
 import math
 import os
 import re
@@ -23,13 +24,16 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.walk import Globs
+from onepeace.index.database import IN_LIST, sql_below
+from onepeace.index.sources import modalities_by_suffix
 
-KINDS = {
-    **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),
-    **dict.fromkeys(("audio", "audios", "sound", "sounds"), "audio"),
-    **{"text": "text", "texts": "text", "video": "video", "videos": "video"},
+SYNONYMS = {
+    "image": ("images", "picture", "pictures", "photo", "photos"),
+    "audio": ("audios", "sound", "sounds"),
+    "text": ("texts",),
+    "video": ("videos",),
 }
-"""Kind of file by name, with synonyms."""
+"""Further names of the built-in kinds of files."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
 LENGTHS = {"km": 1e3, "m": 1.0}
 """Units of the radius of near(...)."""
@@ -69,7 +73,7 @@ FIELDS = {
     "mtime": Condition("mtime_ns / 1e9", (), "date"),
     "path": Condition("path", (), "path"),
     "caption": Condition("caption", (), "text"),
-    "kind": Condition("modality", (), "kind"),
+    "kind": Condition("kind", (), "kind"),
     "camera": _tag("camera", "label"),
     "make": _tag("make", "label"),
     "lens": _tag("lens", "label"),
@@ -106,31 +110,74 @@ TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
 OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: ast.In(), ast.IsNot: ast.Is()}
 
 
+def all_of(*conditions: Condition | None) -> Condition | None:
+    """One condition that files satisfy that satisfy all of some; None = no condition."""
+    given = [condition for condition in conditions if condition is not None]
+    return _joined(" AND ", given) if given else None
+
+
+def embedded(condition: Condition | None = None) -> Condition:
+    """The condition for files with vectors, and that satisfy another one."""
+    if condition is None:
+        return Condition("problem IS NULL")
+    return condition._replace(sql=f"problem IS NULL AND ({condition.sql})")
+
+
 def short_forms(
     where: str | None = None,
     after: str | None = None,
     before: str | None = None,
     path: str | None = None,
-) -> str | None:
-    """Combine `where` with its short forms `after`, `before` and `path` into one condition.
+) -> Condition | None:
+    """Combine `where` with its short forms `after`, `before` and `path` into one condition; None if there is none.
 
     Raises:
         UsageError: a condition or a date cannot be parsed.
     """
-    conditions: list[str] = []
-    if where is not None:
-        compile_condition(where)  # alone first, so that errors quote the user's text
-        conditions.append(f"({where}\n)")
+    conditions = [] if where is None else [compile_condition(where)]
     for option, sign, date in (("after", ">=", after), ("before", "<", before)):
         if date is not None:
             try:
-                period(date)
+                conditions.append(_comparison_of_date(FIELDS["date"], sign, date))
             except UsageError as error:
                 raise UsageError(f"{error}", where=option) from error
-            conditions.append(f"date {sign} {date!r}")
     if path is not None:
-        conditions.append(f"path.match({path!r})")
-    return " and ".join(conditions) or None
+        conditions.append(compile_condition(f"path.match({path!r})"))
+    return all_of(*conditions)
+
+
+def of_kinds(only: str | Iterable[str], modalities: Collection[str] = ()) -> Condition | None:
+    """The condition for files of some kinds; None if none is named.
+
+    Args:
+        modalities: those of the index, which need not be registered.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    names = [only] if isinstance(only, str) else [*only]
+    try:
+        chosen = [name if name in modalities else kind_of(name) for name in names]
+    except UsageError as error:
+        raise UsageError(f"{error}", where="only") from error
+    return Condition(f"kind {IN_LIST}", (json.dumps(chosen),)) if chosen else None
+
+
+def below(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Condition | None:
+    """The condition for files at some paths, and in the folders, tables and shards at these, which may be relative, or
+    links; None if there is no path.
+
+    Raises:
+        UsageError: no file system has such a path.
+    """
+    places = set()
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        try:
+            places |= {os.path.abspath(path), os.path.realpath(path)}
+            os.fsencode(path)
+        except ValueError:
+            raise UsageError(f"{path!r:.40} has a NUL, or half of a surrogate pair", where="below") from None
+    return Condition(sql_below(sorted(places))) if places else None
 
 
 @lru_cache(64)
@@ -185,8 +232,6 @@ def _condition(node: ast.expr) -> Condition:
 def _joined(word: str, parts: Iterable[Condition]) -> Condition:
     """Conditions joined by " AND " or " OR ", halves within halves, as SQLite takes expressions of a depth of 1000."""
     parts = list(parts)
-    if not parts:
-        return Condition("0")
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
@@ -225,6 +270,8 @@ def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Condition
             return Condition(f"{field.sql} IS NULL", field.params)
         case ast.Is(), _:
             raise _error(right, "is not None; other values are compared with ==")
+        case ast.In(), ast.Tuple([]) | ast.List([]):
+            raise _error(right, f"is empty; name the values of {ast.unparse(left)}")
         case ast.In(), ast.Tuple(values) | ast.List(values) | ast.Set(values):
             return _joined(" OR ", (_comparison(left, "=", value) for value in values))
         case ast.In(), _:
@@ -257,9 +304,9 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     types, name = TYPES.get(field.type, (str, "text in quotes"))
     if not isinstance(value, types):
         raise _error(right, f"is not a {name}; compare {ast.unparse(left)} with one")
+    if field.type in ("kind", "label", "labels") and sign != "=":
+        raise _error(left, "is a text; compare it with = or in")
     if field.type in ("label", "labels"):
-        if sign != "=":
-            raise _error(left, "is a text; compare it with = or in")
         return _called("is_same", field, value)
     if field.type == "date":
         return _comparison_of_date(field, sign, value)
@@ -322,27 +369,24 @@ def _error(node: ast.expr, what: str) -> UsageError:
     return UsageError(f"{ast.unparse(node)!r} {what}")
 
 
+def kinds() -> list[str]:
+    """The kinds of files: the built-in ones, and the modalities that were registered."""
+    return list(dict.fromkeys([*SYNONYMS, *modalities_by_suffix().values()]))
+
+
 def kind_of(name: str) -> str:
-    """The kind of file for a name: image, audio, text or video.
+    """The kind of file for a name, such as image or pictures.
 
     Raises:
         UsageError: the name is unknown; suggests the nearest one.
     """
-    kind = KINDS.get(name.lower())
-    if kind is not None:
-        return kind
-    hint = suggestion(name.lower(), KINDS) or f"it can be {', '.join(dict.fromkeys(KINDS.values()))}"
+    kind_by_name = {kind: kind for kind in kinds()}
+    for kind, synonyms in SYNONYMS.items():
+        kind_by_name |= dict.fromkeys(synonyms, kind)
+    if name.lower() in kind_by_name:
+        return kind_by_name[name.lower()]
+    hint = suggestion(name.lower(), kind_by_name) or f"it can be {', '.join(kinds())}"
     raise UsageError(f"{name!r} is not a kind of file; {hint}")
-
-
-def kinds_of(only: str | Iterable[str], modalities: Collection[str]) -> tuple[str, ...]:
-    """Kinds of file by their names; a modality of the model needs no built-in name.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
-    names = [only] if isinstance(only, str) else only
-    return tuple(name if name in modalities else kind_of(name) for name in names)
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:

@@ -79,7 +79,7 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     """
     items, vectors = index.means()
     groups = []
-    for kind in dict.fromkeys(item.modality for item in items):
+    for kind in dict.fromkeys(item.kind for item in items):
         contents = _by_content(items, kind)
         firsts = [numbers[0] for numbers in contents]
         groups_of_contents = [[position] for position in range(len(contents))]  # positions in `contents`
@@ -97,7 +97,7 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
 
 def _by_content(items: Sequence[Item], kind: str) -> list[list[int]]:
     """Numbers of the files of a kind that have the same content, for each content; the best file first."""
-    numbers = [number for number, item in enumerate(items) if item.modality == kind]
+    numbers = [number for number, item in enumerate(items) if item.kind == kind]
     numbers.sort(key=lambda number: _worth(items[number]))
     by_content: dict[object, list[int]] = defaultdict(list)
     for number in numbers:
@@ -179,7 +179,7 @@ def _looks(
         looks[positions[number]] = value
     missing = [items[position] for position in positions if position not in looks]
     if missing:
-        files = missing[0].path if len(missing) == 1 else f"{len(missing):,} {missing[0].modality} files"
+        files = missing[0].path if len(missing) == 1 else f"{len(missing):,} {missing[0].kind} files"
         log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", files)
     return looks
 
@@ -242,7 +242,7 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     number = count or max(2, min(LARGEST_NUMBER, default))
     if number > len(items):
         raise UserError(f"{len(items)} files are too few for {number} clusters", where=index.folder)
-    centred = without_kind(vectors, np.array([item.modality for item in items]))
+    centred = without_kind(vectors, np.array([item.kind for item in items]))
     estimator = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH)
     fitted = estimator.fit(centred)
     names_of_words = texts_of("word")

@@ -13,12 +13,12 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.database import Store
 from onepeace.index.encoder import Encode, Encoder
-from onepeace.index.filters import Condition, compile_condition, kinds_of
+from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.items import Item
 from onepeace.index.query import Query, SearchOptions
 from onepeace.index.search import Results
 from onepeace.index.sources import Root
-from onepeace.index.state import EVERY_FILE, Connections, Generation, State
+from onepeace.index.state import Connections, Generation, Paths, State
 from onepeace.index.verify import Model, check_model
 
 if TYPE_CHECKING:
@@ -185,22 +185,29 @@ class Index:
         with self.reading() as state:
             return state.count()
 
-    def items(self, where: str | None = None) -> Iterator[Item]:
+    def items(self, where: str | Condition | None = None) -> Iterator[Item]:
         """Files with vectors that satisfy a condition (filters.py), in the order in which they were added."""
-        condition = _embedded(where)
+        condition = compile_condition(where) if isinstance(where, str) else where
         if self._now.state is not None:
             return self._now.state.items(condition)
         return self._items(condition)
 
-    def _items(self, condition: Condition) -> Iterator[Item]:
+    def _items(self, condition: Condition | None) -> Iterator[Item]:
         with self._latest() as state:
             yield from state.items(condition)
 
-    def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
-        """Files with vectors that satisfy a condition, newest first, and their total number."""
-        condition = _embedded(where)
+    def newest(
+        self,
+        top: int,
+        offset: int = 0,
+        where: str | Condition | None = None,
+        *,
+        only: str | Sequence[str] = (),
+        below: Paths = (),
+    ) -> tuple[list[Item], int]:
+        """Files with vectors that pass the filters of `search`, newest first, and their total number."""
         with self.reading() as state:
-            return state.newest(top, offset, condition)
+            return state.newest(top, offset, state.condition(where, only, below))
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
         """The file with this path or id, if it is in the index and has vectors."""
@@ -234,8 +241,8 @@ class Index:
         top: int = 10,
         offset: int = 0,
         only: str | Sequence[str] = (),
-        where: str | None = None,
-        below: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        where: str | Condition | None = None,
+        below: Paths = (),
         sort: Literal["match", "date", "path"] = "match",
         min_match: float | None = None,
         collapse: bool = True,
@@ -245,9 +252,10 @@ class Index:
         Args:
             query: a text, or a `Query` of texts, pictures, sounds and files of the index.
             top, offset: number of hits, and number of hits to skip before them.
-            only: kind or kinds of files: image, audio, text, video.
+            only: kind or kinds of files: image, audio, text, video, or a modality that was registered.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
-            below: path or paths of files, and of the folders, tables and shards that files lie in.
+            below: path or paths of files, and of the folders, tables and shards that files lie in, which may be
+                relative, or links.
             sort: "match"; or "date" (newest first) or "path". These two sort the best 200 hits, then the next 200, and
                 so on. They leave out weak hits, unless all are weak or ``min_match`` is 0.
             min_match: drop hits with a lower match, but for files with rare words (words.py).
@@ -257,25 +265,14 @@ class Index:
             UserError: the query cannot be encoded, or a condition or option is invalid.
         """
         options = SearchOptions(top=top, offset=offset, sort=sort, min_match=min_match, collapse=collapse)
-        condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
-        folders = [below] if isinstance(below, (str, os.PathLike)) else below
-        paths = tuple(os.fspath(folder) for folder in folders)
         inputs = query.inputs
         encoder = None
         vectors = np.empty((0, 0), np.float32)
         while True:
             with self.reading() as state:
-                kinds = kinds_of(only, state.modalities)
+                condition = state.condition(where, only, below)
                 if not inputs or state.encoder is encoder:
-                    return state.search(query, vectors, options, kinds=kinds, condition=condition, below=paths)
+                    return state.search(query, vectors, options, condition)
                 encoder, by_branch = state.encoder, state.uses_text_branch
             vectors = encoder.encode(inputs, by_branch)  # while nothing is held, as it may take long
-
-
-def _embedded(where: str | None) -> Condition:
-    """Condition for files with vectors that also satisfy ``where``."""
-    if where is None:
-        return EVERY_FILE
-    condition = compile_condition(where)
-    return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)

@@ -18,8 +18,8 @@ class Item:
     path: str
     """Absolute; "SHARD::KEY.ENDING" for a sample of a shard, "TABLE::LINE" for a row's text. Bytes of a name that are
     not UTF-8 are surrogates, as everywhere in Python."""
-    modality: str
-    """image, audio, text or video."""
+    kind: str
+    """image, audio, text, video, or a modality that was registered."""
     size: int = 0
     """Bytes."""
     mtime_ns: int = 0
@@ -63,10 +63,10 @@ class Item:
         return [values[name] for name in NAMES]
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
+        """Fields for JSON, without id, mtime_ns, hash, problem and note."""
         names = ("caption", "date", "width", "height", "duration", "size", "metadata", "tags")
         fields_by_name = {name: getattr(self, name) for name in names}
-        return {"path": as_text(self.path), "kind": self.modality, **fields_by_name}
+        return {"path": as_text(self.path), "kind": self.kind, **fields_by_name}
 
 
 def mtime_of(status: os.stat_result) -> int:

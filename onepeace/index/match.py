@@ -302,10 +302,10 @@ def calibrate(index: "Index") -> Banks:
         vectors = {name: rows for name, rows in state.banks.vectors.items() if name in TEXTS}
         items, means = state.means()
         model_hash = state.model_hash
-    modalities = np.array([item.modality for item in items])
+    kinds = np.array([item.kind for item in items])
     random = np.random.default_rng(0)
     for modality, share in KEPT.items():
-        rows = np.flatnonzero(modalities == modality)
+        rows = np.flatnonzero(kinds == modality)
         if 0 < len(rows) < FEWEST:
             raise UserError(f"{len(rows)} {modality} files; {FEWEST} generic ones are needed", where=index.folder)
         if len(rows):

@@ -1,10 +1,9 @@
 """What is asked of an index: texts, pictures, sounds and files of it, combined by weights into one vector; which rows
 of the matrix may be hits; and the options of a search."""
 
-import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 
 from onepeace.errors import UsageError, UserError
 from onepeace.hub.towers.config import names_towers
-from onepeace.index.database import IN_LIST, Store, sql_below
+from onepeace.index.database import Store
 from onepeace.index.filters import Condition
 from onepeace.index.vectors import Matrix
 
@@ -289,36 +288,12 @@ def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
     return is_wanted[file_of_row]
 
 
-def mask_of(
-    store: Store,
-    matrix: Matrix,
-    kinds: Collection[str],
-    where: Condition | None,
-    below: Iterable[str],
-) -> Allowed:
-    """Rows that pass the filters.
-
-    Args:
-        kinds: kinds of files; empty = all.
-        below: paths of files, and of the folders, tables and shards that files lie in, which may be relative, or links;
-            empty = all.
-    """
-    conditions = []
-    parameters: list[Any] = []
-    if where is not None:
-        conditions.append(where.sql)
-        parameters += where.params
-    if kinds:
-        conditions.append(f"modality {IN_LIST}")
-        parameters.append(json.dumps(list(kinds)))
-    paths = {*map(os.path.abspath, below), *map(os.path.realpath, below)}
-    if paths:
-        conditions.append(sql_below(paths))
+def mask_of(store: Store, matrix: Matrix, condition: Condition | None) -> Allowed:
+    """Rows of the files that satisfy a condition; None = all."""
     everything = Allowed(None, matrix.num_files)
-    if not conditions:
+    if condition is None:
         return everything
-    sql = " AND ".join(f"({condition})" for condition in conditions)
-    return everything.only(matrix, rows_of_files(matrix, store.ids(sql, parameters)))
+    return everything.only(matrix, rows_of_files(matrix, store.ids(condition.sql, condition.params)))
 
 
 def without_files(state: "State", allowed: Allowed, paths: Sequence[bytes]) -> Allowed:

@@ -144,17 +144,17 @@ class Recorder:
 
     def same_file(self, item: Item) -> Known | None:
         """A file of another index with this path, size, time and kind."""
-        condition = "path = ? AND size = ? AND mtime_ns = ? AND modality = ?"
-        return self._elsewhere(condition, (os.fsencode(item.path), item.size, item.mtime_ns, item.modality))
+        condition = "path = ? AND size = ? AND mtime_ns = ? AND kind = ?"
+        return self._elsewhere(condition, (os.fsencode(item.path), item.size, item.mtime_ns, item.kind))
 
     def same_content(self, item: Item) -> Known | None:
         """A file of this index, itself before others, or of another one, with this content and kind."""
-        content = (item.hash, item.modality)
-        same = list(self.store.items("hash = ? AND modality = ?", content))
+        content = (item.hash, item.kind)
+        same = list(self.store.items("hash = ? AND kind = ?", content))
         for original in sorted(same, key=lambda original: original.path != item.path):
             if not may_work_now(original):
                 return known(self.store, original)
-        return self._elsewhere("hash = ? AND modality = ?", content)
+        return self._elsewhere("hash = ? AND kind = ?", content)
 
     def _elsewhere(self, condition: str, parameters: Sequence[Any]) -> Known | None:
         for store in self._others:

@@ -21,7 +21,7 @@ from onepeace.index.items import Item, places_of, whole_of
 from onepeace.index.record import Recorder, may_work_now
 from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
 
-state_of_item = attrgetter("size", "mtime_ns", "modality")
+state_of_item = attrgetter("size", "mtime_ns", "kind")
 """What of an item differs when its file has changed."""
 MANY = 10
 MISSING = "missing"
@@ -134,7 +134,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
         if item.problem is not None:
             recorder.record_problem(item, item.problem)
         elif not modalities_of(item, modalities):
-            recorder.report.left_out[item.modality] += 1
+            recorder.report.left_out[item.kind] += 1
         elif previous is not None and state_of_item(previous) == state_of_item(item) and not may_work_now(previous):
             recorder.record_unchanged(previous, item)
         elif known := recorder.same_file(item):
@@ -146,7 +146,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
 
 def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
     """Modalities of the vectors that a model makes of a file; a video has those of its parts."""
-    parts = PARTS.get(item.modality, (item.modality,))
+    parts = PARTS.get(item.kind, (item.kind,))
     return [modality for modality in parts if modality in modalities]
 
 

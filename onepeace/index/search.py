@@ -77,7 +77,7 @@ class Hit:
     @property
     def kind(self) -> str:
         """Kind of the file: image, audio, text or video."""
-        return self.item.modality
+        return self.item.kind
 
     @property
     def value(self) -> str:
@@ -131,7 +131,7 @@ class Hit:
         }
 
     def __str__(self) -> str:
-        line = f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}"
+        line = f"{self.rank}  {self.value}  {self.item.kind}  {self.item.path}"
         return f"{line} at {self.at}" if self.at else line
 
 

@@ -268,7 +268,7 @@ def _entries_of_sample(
             continue
         has_media = True
         path = f"{sample_item.path}.{ending}"
-        item = replace(sample_item, path=path, modality=modality, size=extent.size, offset=extent.offset)
+        item = replace(sample_item, path=path, kind=modality, size=extent.size, offset=extent.offset)
         yield described(item, partial(_content, extent, path), captions, columns)
     if not has_media and captions:
         yield described(replace(sample_item, path=f"{sample_item.path}.txt"), captions[0], captions, columns)

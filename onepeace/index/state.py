@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.extensions import plugin
 from onepeace.files.walk import Unreadable
+from onepeace.index import filters
 from onepeace.index.database import LOCAL, Store
 from onepeace.index.encoder import Encoder
-from onepeace.index.filters import Condition, register
+from onepeace.index.filters import Condition, all_of, compile_condition, embedded, of_kinds, register
 from onepeace.index.hints import hints
 from onepeace.index.items import Item
 from onepeace.index.match import Banks, banks_of
@@ -43,6 +44,7 @@ from onepeace.index.words import WordSearch
 from onepeace.threads import Computed
 
 Part = TypeVar("Part")
+Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 MAX_FILES = 100_000
 """Number of files above which no parts of words are found."""
@@ -52,8 +54,6 @@ MASKS = 16
 """Filters whose masks are kept."""
 ANSWERS = 64
 """Values that are kept for `State.remember`."""
-EVERY_FILE = Condition("problem IS NULL")
-"""The files with vectors."""
 PAGE = 4096
 """Files that are read from the database at once."""
 
@@ -221,25 +221,44 @@ class State:
         """``function(state, *arguments)``, computed once for the generation, as long as it is among the last values."""
         return self._generation.answers.get((function, arguments), lambda: function(self, *arguments))
 
-    def count(self, condition: Condition = EVERY_FILE) -> int:
-        """Number of files."""
-        return self.store.count(condition.sql, condition.params)
+    def condition(
+        self,
+        where: str | Condition | None = None,
+        only: str | Sequence[str] = (),
+        below: Paths = (),
+    ) -> Condition | None:
+        """The filters of `Index.search` as one condition; None if there is none.
 
-    def items(self, condition: Condition = EVERY_FILE) -> Iterator[Item]:
-        """Files in the order in which they were added. No statement is left open between two of them."""
+        Raises:
+            UsageError: one of them cannot be read.
+        """
+        if isinstance(where, str):
+            where = compile_condition(where)
+        return all_of(where, of_kinds(only, self.modalities), filters.below(below))
+
+    def count(self, condition: Condition | None = None) -> int:
+        """Number of files with vectors that satisfy a condition."""
+        passing = embedded(condition)
+        return self.store.count(passing.sql, passing.params)
+
+    def items(self, condition: Condition | None = None) -> Iterator[Item]:
+        """Files with vectors that satisfy a condition, in the order in which they were added. No statement is left open
+        between two of them."""
+        passing = embedded(condition)
         last_id = 0
         while True:
-            where = f"id > ? AND ({condition.sql})"
-            page = [*self.store.items(where, (last_id, *condition.params, PAGE), "id LIMIT ?")]
+            where = f"id > ? AND ({passing.sql})"
+            page = [*self.store.items(where, (last_id, *passing.params, PAGE), "id LIMIT ?")]
             yield from page
             if len(page) < PAGE:
                 return
             last_id = page[-1].id
 
-    def newest(self, top: int, offset: int = 0, condition: Condition = EVERY_FILE) -> tuple[list[Item], int]:
-        """Files, newest first, and their total number."""
+    def newest(self, top: int, offset: int = 0, condition: Condition | None = None) -> tuple[list[Item], int]:
+        """Files with vectors that satisfy a condition, newest first, and their total number."""
+        passing = embedded(condition)
         order = "date DESC, id LIMIT ? OFFSET ?"
-        items = self.store.items(condition.sql, (*condition.params, top, offset), order)
+        items = self.store.items(passing.sql, (*passing.params, top, offset), order)
         return list(items), self.count(condition)
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
@@ -257,7 +276,7 @@ class State:
 
     def stats(self) -> dict[str, Any]:
         """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
-        by_kind = "SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality"
+        by_kind = "SELECT kind, count(*) FROM files WHERE problem IS NULL GROUP BY kind"
         meta = self.store.meta
         ((num_vectors,),) = self.store.select("SELECT count(*) FROM vectors")
         return {
@@ -288,18 +307,16 @@ class State:
         query: Query,
         encoded: Sequence[np.ndarray] | np.ndarray,
         options: SearchOptions,
-        *,
-        kinds: tuple[str, ...] = (),
         condition: Condition | None = None,
-        below: tuple[str, ...] = (),
     ) -> Results:
         """The files nearest to a query, best first; see `Index.search`.
 
         Args:
             encoded: vectors of `Query.inputs`, by the model of this state.
+            condition: for the files; None = all.
         """
         vector = vector_of(query, encoded, self)
-        allowed = without_files(self, self._allowed(kinds, condition, below), query.paths)
+        allowed = without_files(self, self._allowed(condition), query.paths)
         allowed = without_other_spaces(self, allowed, vector.vector)
         words = WordSearch(self, " ".join(query.texts) if query.is_text else "", self.matrix.num_files)
         results = Search(self, vector, words, allowed, options).results()
@@ -308,10 +325,9 @@ class State:
         lines, suggestion = hints(query.texts, self.encoder.vocabulary(self.uses_text_branch), words.has)
         return replace(results, hints=lines, suggestion=suggestion)
 
-    def _allowed(self, kinds: tuple[str, ...], condition: Condition | None, below: tuple[str, ...]) -> Allowed:
-        """The rows that pass the filters; the last masks are remembered."""
-        filters = (kinds, condition, below)
-        return self._generation.masks.get(filters, lambda: mask_of(self.store, self.matrix, *filters))
+    def _allowed(self, condition: Condition | None) -> Allowed:
+        """The rows of the files that satisfy a condition; the last masks are remembered."""
+        return self._generation.masks.get(condition, lambda: mask_of(self.store, self.matrix, condition))
 
 
 def _bytes_in(folder: Path) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError, printable
-from onepeace.index.filters import Condition, compile_condition
+from onepeace.index import filters
+from onepeace.index.filters import Condition, embedded
 from onepeace.index.items import as_text, name_and_place
 from onepeace.index.state import State
 from onepeace.index.words import plain, quoted, separated
@@ -41,19 +42,18 @@ CAPTION = 200
 """Maximum number of characters shown of a caption on the map."""
 DIGITS = 4
 """Decimals of a coordinate on the map, between 0 and 1."""
-KINDS = ("image", "audio", "text", "video")
 NOT_IN_WORDS = re.compile(r"[\W_]+")
 
 
-def timeline(state: State, where: str | None = None) -> dict[str, Any]:
+def timeline(state: State, condition: Condition | None = None) -> dict[str, Any]:
     """Numbers of files with vectors by period: {"unit": "year", "periods": [["2023", 12], ...]}, in order of time.
 
     The unit is a year, a month or a day, depending on the time between the first and the last file.
 
     Args:
-        where: a condition on the files (filters.py).
+        condition: for the files; None = all.
     """
-    passing = _files_that_pass(where)
+    passing = _files_that_pass(condition)
     dated = f"{passing.sql} AND date IS NOT NULL"
     ((first, last),) = state.store.select(f"SELECT min(date), max(date) {dated}", passing.params)
     if first is None:
@@ -72,14 +72,14 @@ def timeline(state: State, where: str | None = None) -> dict[str, Any]:
     return {"unit": unit, "periods": [[period, count] for period, count in rows if period is not None]}
 
 
-def kinds(state: State, where: str | None = None) -> dict[str, int]:
+def kinds(state: State, condition: Condition | None = None) -> dict[str, int]:
     """Numbers of files with vectors by kind.
 
     Args:
-        where: a condition on the files.
+        condition: for the files; None = all.
     """
-    passing = _files_that_pass(where)
-    return dict(state.store.select(f"SELECT modality, count(*) {passing.sql} GROUP BY modality", passing.params))
+    passing = _files_that_pass(condition)
+    return dict(state.store.select(f"SELECT kind, count(*) {passing.sql} GROUP BY kind", passing.params))
 
 
 def names(state: State, words: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def names(state: State, words: str) -> dict[str, Any]:
     text = separated(plain(words)).strip()
     expression = f"name : {quoted(text)} *"
     rows = state.store.select(
-        "SELECT path, modality FROM word_index JOIN files ON files.id = word_index.rowid "
+        "SELECT path, kind FROM word_index JOIN files ON files.id = word_index.rowid "
         "WHERE word_index MATCH ? AND problem IS NULL LIMIT ?",
         (expression, EXAMINED),
     )
@@ -148,15 +148,15 @@ def points(state: State) -> dict[str, Any]:
     items, vectors = state.means()
     if not items:
         raise UserError("no files in it", where=state.folder)
-    modalities = [item.modality for item in items]
-    positions = plane(vectors, np.array(modalities)).tolist()
-    kinds = [kind for kind in KINDS if kind in modalities]
+    kind_of_item = [item.kind for item in items]
+    positions = plane(vectors, np.array(kind_of_item)).tolist()
+    kinds = list(dict.fromkeys([kind for kind in filters.kinds() if kind in kind_of_item] + kind_of_item))
     folder_numbers: dict[str, int] = {}
     rows = []
     for item, (x, y) in zip(items, positions, strict=True):
         name, folder = map(printable, name_and_place(item.path))
         folder_number = folder_numbers.setdefault(folder, len(folder_numbers))
-        kind_number = kinds.index(item.modality)
+        kind_number = kinds.index(item.kind)
         rows.append([round(x, DIGITS), round(1 - y, DIGITS), kind_number, name, folder_number, item.id])
     return {
         "kinds": kinds,
@@ -166,10 +166,10 @@ def points(state: State) -> dict[str, Any]:
     }
 
 
-def _files_that_pass(where: str | None) -> Condition:
+def _files_that_pass(condition: Condition | None) -> Condition:
     """The end of a SELECT of the files with vectors that satisfy a condition, from FROM on."""
-    condition = Condition("1") if where is None else compile_condition(where)
-    return Condition(f"FROM files WHERE problem IS NULL AND ({condition.sql})", condition.params)
+    passing = embedded(condition)
+    return passing._replace(sql=f"FROM files WHERE {passing.sql}")
 
 
 def _as_words(name: str) -> str:

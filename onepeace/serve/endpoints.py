@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from starlette.types import Receive
 
-from onepeace.errors import UserError
 from onepeace.index import Hit, Item, Query
-from onepeace.index.filters import kind_of
 from onepeace.serve import media
 from onepeace.serve.model import ModelService
 from onepeace.serve.requests import (
@@ -59,22 +57,19 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
             _query(service, request),
             top=request.top,
             offset=request.offset,
-            only=_kinds(request),
-            where=request.condition(),
+            **request.filters(),
             sort=request.sort,
             min_match=request.min_match,
             collapse=request.collapse,
         )
     else:
-        results = service.newest(
-            top=request.top, offset=request.offset, only=_kinds(request), where=request.condition()
-        )
+        results = service.newest(top=request.top, offset=request.offset, **request.filters())
     return {**results.to_dict(), "hits": [hit_fields(hit) for hit in results]}
 
 
 def timeline(service: Service, request: FilterRequest) -> dict[str, Any]:
     """Numbers of files that pass the filters, by time and by kind."""
-    return service.timeline(only=_kinds(request), where=request.condition())
+    return service.timeline(**request.filters())
 
 
 def classify(service: ModelService, request: ClassifyRequest) -> dict[str, Any]:
@@ -179,20 +174,13 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
     item = hit.item
     version = f"?v={item.mtime_ns:x}"  # the number may later belong to another file
     thumbnail = None
-    if item.modality != "text":
+    if item.kind in media.PICTURED:
         thumbnail = f"files/{item.id}/thumbnail{version}"
-        if item.modality == "video" and hit.start:
+        if item.kind == "video" and hit.start:
             thumbnail += f"&at={hit.start:.3f}"
-    playable = media.suffix(item.path) in media.TYPES or item.modality in ("audio", "text")
+    playable = media.suffix(item.path) in media.TYPES or item.kind in ("audio", "text")
     addresses = {"file": f"files/{item.id}{version}", "thumbnail": thumbnail, "playable": playable}
     return {**hit.to_dict(), "id": item.id, **addresses}
-
-
-def _kinds(request: FilterRequest) -> list[str]:
-    try:
-        return [kind_of(kind) for kind in request.only]
-    except UserError as error:
-        raise Refused(422, f"only: {error}") from error
 
 
 def _query(service: Service, request: SearchRequest) -> Query:

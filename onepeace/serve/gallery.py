@@ -110,19 +110,19 @@ def _card(hit: Hit, folder: Path, most_bytes: int) -> Card:
     name, place = map(printable, name_and_place(item.path))
     card = Card(hit, name, place, _link_to(Path(item.path), folder))
     try:
-        if item.modality == "text":
+        if item.kind == "text":
             text = media.body_of(item, {}).read().decode("utf-8-sig", "replace")
             return card._replace(text=text.strip()[:EXCERPT])
         thumbnail = media.thumbnail(item, {}, at=hit.start or 0.0)
         card = card._replace(image=_data_uri(thumbnail.type, thumbnail.read()))
-        is_played = item.modality == "audio" or suffix(item.path) in media.VIDEO_TYPES
+        is_played = item.kind == "audio" or suffix(item.path) in media.VIDEO_TYPES
         source = _source(item, folder, most_bytes) if is_played else ""
     except (UserError, OSError):  # gone or changed since it was compared
         return card._replace(text=name)
     if not source:
         return card
     moment = f"#t={hit.start:.3f}" if hit.start else ""
-    return card._replace(player=item.modality, source=source + moment)
+    return card._replace(player=item.kind, source=source + moment)
 
 
 def _source(item: Item, folder: Path, most_bytes: int) -> str:

@@ -17,6 +17,8 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 from mcp.server.mcpserver import MCPServer
@@ -30,7 +32,7 @@ from onepeace.errors import UserError, one_line
 from onepeace.extensions import imported
 from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
-from onepeace.index.filters import FIELDS, short_forms
+from onepeace.index.filters import FIELDS, Condition, short_forms
 from onepeace.index.items import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.requests import FILTER_CHARACTERS, TOP, Refused, first_error
@@ -53,7 +55,6 @@ Semantic search over an index of {count} pictures, sounds, texts and videos on t
 by the paths that search returns; no other file can be read."""
 HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape of JSON that is half of a character, or of none."""
-Kind = Literal["image", "audio", "text", "video"]
 
 
 def run(index: Index, generator: str | None = None, *, thumbnails: bool = False) -> int:
@@ -133,11 +134,12 @@ class Tools:
         text: str | None = None,
         like: str | None = None,
         without: str | None = None,
-        only: Kind | None = None,
+        only: str | None = None,
         where: str | None = None,
         after: str | None = None,
         before: str | None = None,
         path: str | None = None,
+        below: str | None = None,
         top: int = 10,
     ) -> dict[str, Any]:
         """Search pictures, sounds, texts and videos of the index by content, best hits first.
@@ -152,12 +154,13 @@ class Tools:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"
             like: path of a file of the index, to find similar files
             without: a text to move away from
-            only: return only files of this kind
+            only: return only files of this kind: image, audio, text, video, or another one of the index
             where: a condition on {fields}, e.g. duration < 5 or
                 width >= 1000 and "dog" in caption or near(48.1, 11.6, 20*km)
             after: return only files from this date on, e.g. 2024, 2024-05 or 2024-05-01
             before: return only files from before this date
             path: return only files whose path matches, e.g. "holidays/**/*.jpg"
+            below: return only files in the folder, table or shard at this path
             top: number of files, 1 to 100
         """
         if not (text or like):
@@ -170,7 +173,8 @@ class Tools:
             without=self.short(without or "", "without") or (),
         )
         condition = self._condition(where=where, after=after, before=before, path=path)
-        results = self.service.search(query, only=(only,) if only else (), top=top, where=condition)
+        filters = {"only": only or (), "where": condition, "below": below or ()}
+        results = self.service.search(query, top=top, **filters)
         files = [_file(hit) for hit in results]
         return {
             "relevant": results.relevant,
@@ -204,7 +208,7 @@ class Tools:
             reason = f"{describe(path)}: no such file in the index; give a path as search shows it"
             raise UserError(reason) from error
 
-    def _condition(self, **filters: str | None) -> str | None:
+    def _condition(self, **filters: str | None) -> Condition | None:
         """Short filters as one condition, see `short_forms`."""
         for name, value in filters.items():
             self._check_length(value or "", name, FILTER_CHARACTERS)
@@ -232,7 +236,7 @@ def shown(path: str) -> str:
 
 
 def named(item: Item) -> dict[str, Any]:
-    return {"path": shown(item.path), "kind": item.modality}
+    return {"path": shown(item.path), "kind": item.kind}
 
 
 def _file(hit: Hit) -> dict[str, Any]:

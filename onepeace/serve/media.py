@@ -33,6 +33,8 @@ LARGE = 1600
 """Longest side of an opened picture in pixels."""
 BARS = 96
 """Number of bars of a waveform."""
+PICTURED = ("image", "video", "audio")
+"""Kinds of files that have a thumbnail, or a waveform."""
 BAR = "#c47a35"
 """Colour of a waveform, visible on light and dark backgrounds."""
 CONVERTED_SECONDS = 600.0
@@ -78,8 +80,8 @@ def body_of(item: Item, roots: Roots) -> Body:
         Refused: the file is gone (404), or has changed since it was indexed (410).
         UserError: a sound cannot be read.
     """
-    media_type = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
-    if item.modality == "audio" and media_type == OTHER:
+    media_type = TEXT if item.kind == "text" else TYPES.get(suffix(item.path), OTHER)
+    if item.kind == "audio" and media_type == OTHER:
         with _unchanged(item, roots) as value:
             return Body(_wav(value), TYPES[".wav"])
     value = _open(item, roots)
@@ -100,11 +102,11 @@ def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) 
         Refused: as `body_of`; also for a text (404).
         UserError: the file cannot be read.
     """
-    if item.modality in ("image", "video"):
+    if item.kind not in PICTURED:
+        raise Refused(404, f"item {item.id}: a {item.kind} has no thumbnail")
+    if item.kind != "audio":
         with contextlib.suppress(NoPictures):
             return Body(webp(picture(item, roots, at, side), side), "image/webp")
-    if item.modality not in ("audio", "video"):
-        raise Refused(404, f"item {item.id}: a {item.modality} has no thumbnail")
     with _unchanged(item, roots) as value:
         svg = waveform(value)
     svg = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1)
@@ -125,7 +127,7 @@ def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Im
     from onepeace.processors import ImageProcessor
 
     with _unchanged(item, roots) as value:
-        if item.modality == "image":
+        if item.kind == "image":
             return ImageProcessor(size=side).load(value)
         try:
             return frame_at(value, at).image

@@ -8,7 +8,6 @@ request with many large files delays only itself.
 import base64
 import binascii
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -19,8 +18,7 @@ from pydantic_core import from_json
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
-from onepeace.index.database import ANY_ENDS
-from onepeace.index.filters import compile_condition, short_forms
+from onepeace.index.filters import all_of, compile_condition, short_forms
 from onepeace.serve.limits import Limits
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
@@ -45,14 +43,13 @@ SIDE = 2048
 """Longest side to which it is scaled down."""
 TOP = 100
 """Maximum number of hits of one request."""
-LAST_LETTER = "\U0010ffff"
-"""Comes after all that may follow a prefix of a path."""
 Asked = TypeVar("Asked", bound=BaseModel)
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 FILTER_CHARACTERS = 1000
 """Maximum characters of a condition or a pattern."""
 Where = Annotated[str, Field(max_length=FILTER_CHARACTERS)]
+Place = Annotated[str, Field(max_length=4096)]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -106,28 +103,25 @@ class ClassifyRequest(Parts):
 class FilterRequest(Fields):
     """Filters of the files of the index; a file passes all of them."""
 
-    only: Texts = Field([], description="image, audio, text or video; also pictures, sounds, ...")
+    only: Texts = Field([], description="image, audio, text, video, or another kind of the index; also pictures, ...")
     where: Annotated[list[Where], Field(max_length=30), BeforeValidator(as_list)] = Field(
         [], description="duration < 5 or width >= 1000 and 'dog' in caption; of a list, all conditions hold"
     )
     after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
     before: str | None = Field(None, max_length=100)
     path: Where | None = Field(None, description="holidays/**/*.jpg")
-    below: str | None = Field(
-        None, max_length=4096, description="whole path of a folder, shard or table that files lie in"
+    below: Annotated[list[Place], Field(max_length=30), BeforeValidator(as_list)] = Field(
+        [], description="path of a file, or of a folder, shard or table that files lie in, or a list of them"
     )
 
-    def condition(self) -> str | None:
-        """All filters but `only` as one condition.
+    def filters(self) -> dict[str, Any]:
+        """Arguments of `Index.search` that leave files out.
 
         Raises:
-            UsageError: one of them cannot be parsed.
+            UsageError: a condition cannot be parsed.
         """
-        for condition in self.where:
-            compile_condition(condition)  # alone first, so that errors name columns of the user's text
-        conditions = [*self.where, _inside(self.below)] if self.below else self.where
-        where = " and ".join(f"({condition}\n)" for condition in conditions) or None
-        return short_forms(where, self.after, self.before, self.path)
+        where = all_of(*map(compile_condition, self.where), short_forms(None, self.after, self.before, self.path))
+        return {"only": self.only, "where": where, "below": self.below}
 
 
 class SearchRequest(FilterRequest):
@@ -208,12 +202,6 @@ def first_error(errors: Sequence[Any], skipped: int) -> str:
     if not names:
         return f"the body: {NO_OBJECT if message == MESSAGES['dict_type'] else message}"
     return one_line(f"{'.'.join(names)}: {message}")
-
-
-def _inside(place: str) -> str:
-    """Condition for the files in a folder, a shard or a table, and in the folders below it."""
-    starts = [f"{place.rstrip(os.sep)}{separator}" for separator in ANY_ENDS]
-    return " or ".join(f"path >= {start!r} and path < {start + LAST_LETTER!r}" for start in starts)
 
 
 def _part_of_message(part: Mapping[str, Any]) -> dict[str, Any]:

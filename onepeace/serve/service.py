@@ -95,17 +95,17 @@ class Service(ModelService):
         """The files nearest to a query, see `Index.search`."""
         return self._index.search(query, **options)
 
-    def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), where: str | None = None) -> Results:
+    def newest(self, *, top: int, offset: int = 0, **filters: Any) -> Results:
         """The files of the index that pass the filters, newest first; shown when there is no query."""
-        items, count = self._index.newest(top, offset, with_kinds(where, only))
+        items, count = self._index.newest(top, offset, **filters)
         hits = [unranked(item, rank) for rank, item in enumerate(items, offset + 1)]
         return Results(tuple(hits), count)
 
-    def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
+    def timeline(self, *, only: Sequence[str] = (), **filters: Any) -> dict[str, Any]:
         """Numbers of files that pass the filters, by time, see `browse.timeline`; by kind also of the other kinds."""
         with self._index.reading() as state:
-            by_time = state.remember(browse.timeline, with_kinds(where, only))
-            return {**by_time, "kinds": state.remember(browse.kinds, where)}
+            by_time = state.remember(browse.timeline, state.condition(only=only, **filters))
+            return {**by_time, "kinds": state.remember(browse.kinds, state.condition(**filters))}
 
     def names(self, words: str) -> dict[str, Any]:
         """Files and folders whose names contain a text, see `browse.names`."""
@@ -123,14 +123,14 @@ class Service(ModelService):
         Raises:
             Refused: the file is too large, gone or changed.
         """
-        if item.modality == "video":
+        if item.kind == "video":
             return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}
         if item.size > self.limits.upload:
             raise Refused(413, f"{item.path}: {item.size} bytes are above the limit of {self.limits.upload}")
         data = media.body_of(item, self.roots).read()
-        if item.modality == "text":
+        if item.kind == "text":
             return {"text": data.decode("utf-8-sig", "replace")}
-        return {item.modality: NamedBytes(data, item.path)}
+        return {item.kind: NamedBytes(data, item.path)}
 
     def points(self) -> dict[str, Any]:
         """The files as 2-D points, see `browse.points`."""
@@ -138,14 +138,6 @@ class Service(ModelService):
             return state.remember(browse.points)
 
 
-def with_kinds(where: str | None, kinds: Sequence[str]) -> str | None:
-    """A condition for files that are of one of the kinds, if there are any, and satisfy ``where``."""
-    conditions = [f"({where}\n)"] if where else []
-    if kinds:
-        conditions.append(f"kind in {tuple(kinds)}")
-    return " and ".join(conditions) or None
-
-
 def unranked(item: Item, rank: int = 1) -> Hit:
     """A file as a hit of no query."""
-    return Hit(rank=rank, item=item, modality=item.modality, score=0.0)
+    return Hit(rank=rank, item=item, modality=item.kind, score=0.0)

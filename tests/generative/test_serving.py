@@ -94,7 +94,7 @@ def test_server_offers_a_tool_for_each_task(service):
 
 
 def test_route_captions_a_file_or_answers_a_question(service, index, picture):
-    (item,) = [item for item in index.items() if item.modality == "image"]
+    (item,) = [item for item in index.items() if item.kind == "image"]
     client = TestClient(create_app(service))
     size = os.path.getsize(picture)
     for question, text in (("", f"a picture of {size} bytes"), ("what?", f"{size} what?")):

@@ -274,7 +274,7 @@ def mixed(both, pictures, samples, tmp_path_factory):
 def test_query_finds_only_what_shares_a_space_with_it(mixed, both, pictures):
     with Index.open(mixed, model=both) as index:
         hits = index.search(Query(image=pictures[0])).hits
-        assert {hit.item.modality for hit in hits} == {"image", "text"}
+        assert {hit.item.kind for hit in hits} == {"image", "text"}
         assert index.search(Query(image=pictures[0], text="a dog barks")).compared == 6
 
 

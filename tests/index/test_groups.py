@@ -168,7 +168,7 @@ def test_clusters_have_the_names_of_the_nearest_words(themes, monkeypatch):
     for cluster in clustered:
         similarities = [member.similarity for member in cluster.members]
         assert {member.item.path[3:6] for member in cluster.members} == {cluster.names[0]}
-        assert {member.item.modality for member in cluster.members} == {"image", "audio"}
+        assert {member.item.kind for member in cluster.members} == {"image", "audio"}
         assert similarities == sorted(similarities, reverse=True)
     assert clustered == clusters_of(themes, 3, banks)
 

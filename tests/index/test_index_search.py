@@ -38,11 +38,11 @@ def content_of(name, directions, fields):
     """(item, spans, vectors) of a file; directions are degrees, a list of them for windows of a sound, or vectors."""
     item = Item(f"/p/{name}", modality_of(name), **fields)
     if np.ndim(directions) == 0:
-        return item, [Span(item.modality)], [at(directions)]
+        return item, [Span(item.kind)], [at(directions)]
     if np.ndim(directions) == 1:
-        spans = [Span(item.modality, 5.0 * number, 5.0 * number + 10) for number in range(len(directions))]
+        spans = [Span(item.kind, 5.0 * number, 5.0 * number + 10) for number in range(len(directions))]
         return item, spans, [at(degrees) for degrees in directions]
-    return item, [Span(item.modality)], directions
+    return item, [Span(item.kind)], directions
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_long_sound_is_one_hit_at_its_nearest_window(fill):
 def test_photograph_is_no_copy_of_a_video(fill):
     index = fill({"a.jpg": 6, "b.jpg": 6.1})
     with closing(Store(index.folder, write=True)) as store, store.transaction():
-        store.connection.execute("UPDATE files SET modality = 'video' WHERE id = 2")
+        store.connection.execute("UPDATE files SET kind = 'video' WHERE id = 2")
 
     with Index.open(index.folder) as reopened:
         assert search(reopened) == "a.jpg b.jpg"
@@ -374,3 +374,14 @@ def test_index_of_an_earlier_version_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="tables are not those of this version"):
         Index.open(tmp_path)
+
+
+def test_index_of_another_format_names_both_and_what_made_it(fill):
+    index = fill({"a.jpg": 0})
+    with closing(Store(index.folder, write=True)) as store:
+        with store.transaction():
+            store.meta.update(format_version="9", made_by="onepeace 0.1")
+        store.connection.execute("ALTER TABLE files RENAME kind TO modality")
+
+    with pytest.raises(UserError, match=r"made in format 9 by onepeace 0\.1, and .* reads 10; build it again"):
+        Index.open(index.folder)

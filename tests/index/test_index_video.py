@@ -70,7 +70,7 @@ def test_video_has_vectors_of_its_scenes_and_windows(with_others):
         ("audio", 10.0, 20.0),
         ("audio", 15.0, pytest.approx(20.008)),
     ]
-    assert item.modality == "video"
+    assert item.kind == "video"
     assert (item.width, item.height, item.duration) == (160, 120, 20.008)
     assert item.note is None
 
@@ -135,7 +135,7 @@ def test_member_of_a_shard_is_as_a_file(build, index, tmp_path):
     item = only_item(index)
 
     assert item.path == f"{shard}::a.webm"
-    assert item.modality == "video"
+    assert item.kind == "video"
     assert item.caption == "a cat, then coffee"
     assert only_spans(index) == only_spans(tmp_path / "file")
     (member,) = content(index).values()
@@ -190,7 +190,7 @@ def test_odd_video_has_vectors_of_what_can_be_read_and_a_note(odd_index, name, m
     item = items_by_name(odd_index)[name]
     assert {modality for modality, *_ in spans_by_name(odd_index)[name]} == modalities
 
-    assert item.modality == "video"
+    assert item.kind == "video"
     assert item.note.count("; ") == len(notes) - 1
     for note in notes:
         assert note in item.note

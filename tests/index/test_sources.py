@@ -68,7 +68,7 @@ def test_named_file_is_known_by_its_content(tree, samples):
 
     items = items_below(tree, *roots)
     assert " ".join(items) == "photo.bak sub/.hidden.jpg"
-    assert items["photo.bak"].modality == items["sub/.hidden.jpg"].modality == "image"
+    assert items["photo.bak"].kind == items["sub/.hidden.jpg"].kind == "image"
     assert "'.xyz'" in problem.reason
 
 
@@ -93,10 +93,10 @@ def test_rows_with_files(tree):
     items = items_below(tree, *roots_of([tree / "sub" / ".." / "table.jsonl"]))
 
     picture = items["a.jpg"]
-    assert (picture.modality, picture.size) == ("image", 1)
+    assert (picture.kind, picture.size) == ("image", 1)
     assert picture.metadata == {"year": 2001}
     assert picture.caption == items["sub/deep/d.ogg"].caption == "one\ntwo"
-    assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
+    assert (items["sub/b.txt"].kind, items["sub/b.txt"].caption) == ("text", "a text in a file")
 
 
 def test_row_of_a_text_may_hold_half_characters_and_nan(tree):
@@ -113,7 +113,7 @@ def test_row_of_a_text_may_hold_half_characters_and_nan(tree):
     (entry,) = entries_of(table).values()
 
     assert entry.item.path == f"{table}::1"
-    assert entry.item.modality == "text"
+    assert entry.item.kind == "text"
     assert entry.item.caption == "only \ufffd words"
     assert entry.item.metadata == {"tags": ["\ufffd"], "score": None}
     assert entry.value == words  # as it is; the model's own rule is for that
@@ -193,7 +193,7 @@ def test_samples_of_a_shard(tmp_path):
     values = {}
     for key, entry in entries.items():
         value = entry.value() if callable(entry.value) else entry.value
-        values[key] = (entry.item.modality, value, entry.item.caption)
+        values[key] = (entry.item.kind, value, entry.item.caption)
     assert values == {
         "p/1.jpg": ("image", b"picture", "words"),
         "p/1.thumb.ogg": ("audio", b"sound", "words"),

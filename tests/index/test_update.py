@@ -76,8 +76,8 @@ def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, fo
 
 def test_nothing_new_is_not_loaded_read_or_written(build, update, no_model, folder, broken, index, monkeypatch):
     def generation():
-        with Index.open(index) as opened:
-            return opened.store.meta["generation"]
+        with Index.open(index) as opened, opened.reading() as state:
+            return state.store.meta["generation"]
 
     build(folder)
     generation_before = generation()
@@ -120,8 +120,8 @@ def test_text_that_is_a_row_of_a_table_too_has_its_words(build, words, index, tm
     (words / "0.txt").write_text("zebras on the board")
     build(words)
 
-    with Index.open(index) as opened:
-        assert opened.store.words(items_by_name(index)["0.txt"].id).text == "zebras on the board"
+    with Index.open(index) as opened, opened.reading() as state:
+        assert state.store.words(items_by_name(index)["0.txt"].id).text == "zebras on the board"
 
 
 def test_equal_files_are_embedded_once(build, words, index):

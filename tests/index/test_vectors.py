@@ -60,7 +60,7 @@ def plain_nearest(folder, query, count, mask_of=no_mask):
     with closing(Store(folder)) as store:
         matrix = Matrix(store)
         allowed_ids = {*matrix.file[mask_of(matrix)].ravel().tolist()}
-        rows = store.select("SELECT files.id, path, files.modality, vector FROM vectors JOIN files ON files.id = file")
+        rows = store.select("SELECT files.id, path, kind, vector FROM vectors JOIN files ON files.id = file")
     ranked = {}
     for id_, path, modality, vector in rows:
         if id_ in allowed_ids:
@@ -302,7 +302,7 @@ def test_new_vectors_are_found_before_they_are_in_the_lists(large):
     change(large, [(item, vector)])
     keep_matrix(large)
 
-    assert nearest(large, unit(vector), 1)[item.modality] == [item.path]
+    assert nearest(large, unit(vector), 1)[item.kind] == [item.path]
 
 
 def test_lists_are_made_anew_once_they_lack_too_much(large):

@@ -38,7 +38,7 @@ def add(store, items, vectors=None, texts=()):
     with store.transaction():
         for position, (item, vector) in enumerate(zip(items, vectors, strict=True)):
             words = words_of(item, FOLDERS, words_in(dict(texts).get(position, "")))
-            store.add(item, [Span(item.modality)], vector, words)
+            store.add(item, [Span(item.kind)], vector, words)
 
 
 @pytest.fixture(scope="module")

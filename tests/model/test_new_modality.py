@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import subprocess
 import sys
@@ -12,8 +13,19 @@ import numpy as np
 import pytest
 
 from onepeace.cli import main
+from onepeace.errors import UserError
+from onepeace.index import Index, Query, build
 from onepeace.model import ADAPTERS
 from onepeace.processors import PROCESSORS
+
+pytest.importorskip("fastapi", reason="the API comes with the extra web")
+pytest.importorskip("mcp", reason="the tools come with the extra mcp")
+
+from fastapi.testclient import TestClient
+
+from onepeace.serve.app import create_app
+from onepeace.serve.mcp import Tools
+from onepeace.serve.service import Service
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_modality.py"
 
@@ -94,6 +106,66 @@ def test_fine_tuning_by_class(example, trained, tmp_path, capsys):
     assert "motion by words" in out
     assert "motion by head" in out
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def index(trained, paths, folder):
+    """An index of five files of the new kind and a text."""
+    (folder / "note.txt").write_text("nodding")
+    build(folder / "own.index", [*paths, folder / "note.txt"], str(trained), device="cpu", progress=False)
+    with Index.open(folder / "own.index", device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def kinds_found(index, command, trained):
+    """Kinds of files that each interface finds among those of a kind."""
+
+    def by_command(kind):
+        _, out, _ = command("search", index.folder, "nodding", "--only", kind, "--json", model=trained)
+        return [json.loads(line)["kind"] for line in out.splitlines()]
+
+    def by_api(kind):
+        client = TestClient(create_app(Service(index)), base_url="http://localhost")
+        return [hit["kind"] for hit in client.post("/search", json={"text": "nodding", "only": kind}).json()["hits"]]
+
+    def by_mcp(kind):
+        return [file["kind"] for file in Tools(Service(index)).search("nodding", only=kind)["files"]]
+
+    return {
+        "Python": lambda kind: [hit.kind for hit in index.search("nodding", only=kind)],
+        "a condition": lambda kind: [hit.kind for hit in index.search("nodding", where=f"kind = '{kind}'")],
+        "the newest": lambda kind: [item.kind for item in index.newest(9, only=kind)[0]],
+        "the command": by_command,
+        "the API": by_api,
+        "MCP": by_mcp,
+    }
+
+
+def test_every_interface_knows_the_kind(kinds_found):
+    for interface, found in kinds_found.items():
+        assert set(found("motion")) == {"motion"}, interface
+        assert set(found("text")) == {"text"}, interface
+
+
+def test_page_shows_the_kind(index, paths):
+    client = TestClient(create_app(Service(index)), base_url="http://localhost")
+
+    points = client.get("/points").json()
+    assert points["kinds"] == ["text", "motion"]
+    assert [point[2] for point in points["points"]].count(1) == len(paths)
+    assert client.get("/about").json()["files"] == {"motion": 5, "text": 1}
+    assert client.post("/timeline", json={"only": "motion"}).json()["kinds"] == {"motion": 5, "text": 1}
+    hits = client.post("/search", json={"text": "nodding", "only": ["motion"]}).json()["hits"]
+    assert {hit["thumbnail"] for hit in hits} == {None}
+
+
+def test_index_knows_its_kinds_where_the_modality_is_not_imported(index, paths, monkeypatch):
+    monkeypatch.delitem(PROCESSORS, "motion")
+
+    assert {hit.kind for hit in index.search(Query(like=str(paths[0])), only="motion")} == {"motion"}
+    with pytest.raises(UserError, match=r"^only: 'moton' is not a kind of file"):
+        index.search(Query(like=str(paths[0])), only="moton")
 
 
 def test_import_option_classifies(trained, paths):

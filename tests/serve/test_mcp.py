@@ -79,7 +79,7 @@ def test_tools_have_schemas_of_their_signatures(index):
     assert search.input_schema["properties"]["top"]["type"] == "integer"
     assert "required" not in search.input_schema
     assert classify.input_schema["required"] == ["paths", "labels"]
-    assert "\n    only: return only files of this kind\n" in search.description
+    assert "\n    only: return only files of this kind: image" in search.description
     assert search.annotations.read_only_hint
     assert classify.annotations.read_only_hint
 

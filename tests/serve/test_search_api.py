@@ -67,6 +67,18 @@ def test_conditions_are_joined_and_a_wrong_one_is_named(client, collection):
     assert "is not a field" in error
 
 
+def test_below_means_the_same_as_in_python(client, index, collection, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(collection)
+    monkeypatch.chdir(collection.parent)
+
+    for place in (str(collection), collection.name, str(tmp_path / "link"), [f"{collection}/cat.jpg", "files/dog.jpg"]):
+        expected = index.search("a dog", below=place).compared
+        assert search(client, text="a dog", below=place)["compared"] == expected > 0
+        assert search(client, below=place)["compared"] == expected
+    assert search(client, below="/nowhere")["compared"] == 0
+    assert "NUL" in assert_error(post(client, "/search", {"below": "a\0b"}), 422)
+
+
 def test_timeline_of_one_file_has_its_day_and_kind(client):
     counted = client.post("/timeline", json={"before": "2022", "only": "audio"}).json()
     assert counted == {"unit": "day", "periods": [], "kinds": {"text": 1}}

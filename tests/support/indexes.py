@@ -79,7 +79,7 @@ def unit(rows: Any) -> np.ndarray:
 def add(store: Store, files: Iterable[tuple[Item, Sequence[float]]]) -> None:
     """Files of one vector each, which may be of any length but 0, in a transaction of the caller."""
     for item, vector in files:
-        store.add(item, [Span(item.modality)], unit(vector))
+        store.add(item, [Span(item.kind)], unit(vector))
 
 
 def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **meta: str) -> Path:
