@@ -33,7 +33,6 @@ MAX_DECODING = 8
 MIN_BATCH = 4
 """Smallest batch when work is shared among workers; below it Python's overhead dominates."""
 _SETTING = threading.Lock()
-_LIMITING_BLAS = threading.Lock()
 POLICY = "OMP_WAIT_POLICY"
 """Environment variable for how OpenMP threads wait, read by libgomp (torch on Linux), libomp and Intel's OpenMP."""
 
@@ -147,9 +146,35 @@ def one_blas_thread() -> Iterator[None]:
     Threads of OpenBLAS spin while they wait for each other: while another program was busy, a product with 10,000
     vectors took 16 ms instead of 0.3. Callers with many products compute them in their own threads.
     """
-    # The limit is global: concurrent users would restore each other's.
-    with _LIMITING_BLAS, _blas().limit(limits=1):
+    _limited_blas.enter()
+    try:
         yield
+    finally:
+        _limited_blas.leave()
+
+
+class _LimitedBlas:
+    """The limit of OpenBLAS, which is global: the first user sets it, and the last one puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._limit = _blas().limit(limits=1)
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._limit.restore_original_limits()
+
+
+_limited_blas = _LimitedBlas()
 
 
 class Computed:

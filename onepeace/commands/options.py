@@ -97,5 +97,5 @@ def _column(text: str) -> tuple[str, str]:
     return content, name
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
+def add_json(parser: argparse.ArgumentParser, text: str = "print one JSON object per line instead of a table") -> None:
+    parser.add_argument("--json", action="store_true", help=text)

@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--all", action="store_true", help="show very similar files one by one")
     text = "also write the hits as an HTML page; a FILE that is such a page is overwritten"
     shown.add_argument("--html", type=Path, metavar="FILE", help=text)
-    options.add_json(parser)
+    options.add_json(parser, "print the hits, whether one is relevant, and the hints as one JSON object")
     parser.add_argument("--no-index", action="store_true", help="keep no index of the files and folders")
     options.add_model(parser, None, batch_size=None, dtype=False)
 
@@ -180,10 +180,7 @@ def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_hits(args: argparse.Namespace, results: "Results", query: "Query", *, is_filtered: bool) -> None:
     if args.json:
-        for line in results.hints:
-            files.say(line)
-        for hit in results:
-            print(json.dumps(hit.to_dict()))
+        print(json.dumps(results.to_dict()))
         return
     for line in results.hints:
         files.show(line)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from starlette.types import Receive
 
+from onepeace.errors import UserError
 from onepeace.index import Hit, Item, Query
 from onepeace.serve import media
 from onepeace.serve.model import ModelService

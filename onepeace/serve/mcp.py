@@ -16,9 +16,7 @@ import sys
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any, Literal, cast
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from mcp.server.mcpserver import MCPServer

@@ -25,7 +25,7 @@ def search(run, index):
 
     def call(*options, code=0):
         out, err = run("search", index, *options, "--json", "--device", "cpu", code=code)
-        return [json.loads(line) for line in out.splitlines()], err
+        return json.loads(out)["hits"] if out else [], err
 
     return call
 
@@ -113,7 +113,7 @@ def test_all_shows_copies_one_by_one(run_model, dog, tmp_path):
     num_copies = {}
     for option in ("--top=9", "--all"):
         out, _ = run_model("search", tmp_path, "--text", "a dog", "--no-index", "--json", option)
-        num_copies[option] = [len(json.loads(line)["copies"]) for line in out.splitlines()]
+        num_copies[option] = [len(hit["copies"]) for hit in json.loads(out)["hits"]]
     assert num_copies == {"--top=9": [1], "--all": [0, 0]}
 
 
@@ -152,14 +152,14 @@ def test_index_in_the_cache_is_announced_once_and_updated(run_model, folder, cat
 
     monkeypatch.setattr(embedder, "load", counted_load)
     out, err = run_model("search", folder, "--text", "a dog", "--json", code=1)
-    assert len(out.splitlines()) == 1
+    assert len(json.loads(out)["hits"]) == 1
     assert "--no-index" in err
     assert "broken.jpg" in err
     assert len(loads) == 1  # for the files and for the query
 
     for num_hits in (1, 2):
         out, err = run_model("search", folder, "--text", "a dog", "--json")
-        assert len(out.splitlines()) == num_hits
+        assert len(json.loads(out)["hits"]) == num_hits
         assert "--no-index" not in err
         assert "broken.jpg" not in err
         shutil.copy(cat, folder)

@@ -333,6 +333,45 @@ def test_pictures_are_not_alike_because_sounds_are_likely(fill, monkeypatch):
     assert found == {"a.ogg": "likely", "b.ogg": "likely", "c.jpg": "weak", "d.ogg": "alike"}
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_pages_of_two_modalities_are_parts_of_one_list(fill, monkeypatch, seed):
+    """Files of many windows, near copies and what does not reach the minimum take the places of others that are fetched
+    first, of one modality more than of the other."""
+    rng = np.random.default_rng(seed)
+    shift = {"image": 0.0, "audio": rng.uniform(-0.4, 0.4)}
+
+    class Shifted:
+        """A scale that is another one for each modality."""
+
+        def __init__(self, *_):
+            pass
+
+        def score(self, modality, cosines):
+            z_scores = cosines.astype(float) + shift[modality]
+            return z_scores, np.clip(z_scores, 0, 1)
+
+        def are_close(self, modality, cosines):
+            return np.zeros(len(cosines), bool)
+
+    monkeypatch.setattr("onepeace.index.search.Scale", Shifted)
+    files = {}
+    for number in range(60):
+        middle = rng.choice([rng.uniform(0, 20), rng.uniform(0, 90)])
+        if rng.random() < 0.4:
+            files[f"{number}.ogg"] = middle + rng.uniform(0, 5, rng.choice([1, 3, 30]))
+        else:
+            files[f"{number}.jpg"] = middle
+    index = fill(files)
+
+    for collapse in (True, False):
+        for min_match in (None, rng.uniform(0.3, 0.9)):
+            for top in (1, 4):
+                options = {"collapse": collapse, "min_match": min_match}
+                whole = names(index.search(QUERY, top=len(files), **options)).split()
+                pages = [search(index, top=top, offset=offset, **options) for offset in range(0, len(whole), top)]
+                assert " ".join(pages).split() == whole
+
+
 @pytest.mark.parametrize(
     ("query", "word"),
     [

@@ -46,6 +46,48 @@ def test_moved_folders(build, update, check_as_new, folder, broken):
     check_as_new(folder)
 
 
+@pytest.mark.parametrize(("is_longer", "is_later"), [(True, False), (False, True), (True, True)])
+def test_file_of_another_size_or_time_is_read_again(build, update, check_as_new, words, is_longer, is_later):
+    build(words)
+    path = words / "3.txt"
+    status = path.stat()
+    path.write_text("other word no3" + " and more" * is_longer)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1000 * is_later))
+    assert (path.stat().st_size != status.st_size) == is_longer
+
+    assert counts(update()) == {"changed": 1, "unchanged": 5}
+    check_as_new(words)
+
+
+def test_open_index_matches_as_a_new_one_after_an_update(build, update, words, index, tmp_path):
+    """Everything that is computed from the vectors is of the new ones: the unrelated queries, masks, words, ..."""
+
+    def answers(opened):
+        """Names and numbers of hits."""
+        names, numbers = [], []
+        for query in ("words number 3", "other words"):
+            for options in ({}, {"only": "text"}, {"where": "size > 14"}):
+                for hit in opened.search(query, collapse=False, top=20, **options):
+                    names.append((hit.item.path, hit.named, hit.rare))
+                    numbers.append((hit.score, hit.match))
+        return names, numbers
+
+    build(words)
+    with Index.open(index, device="cpu") as opened:
+        names_before, _ = answers(opened)
+        for number in range(6, 15):
+            (words / f"{number}.txt").write_text(f"{'other ' * number} words number {number}")
+        (words / "1.txt").unlink()
+        update()
+        build(words, into=tmp_path / "fresh")
+
+        with Index.open(tmp_path / "fresh", device="cpu") as fresh:
+            expected_names, expected_numbers = answers(fresh)
+        names, numbers = answers(opened)
+        assert names == expected_names != names_before
+        np.testing.assert_allclose(numbers, expected_numbers, atol=1e-5)
+
+
 def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, folder, broken, samples, monkeypatch):
     monkeypatch.setattr(record, "BATCH_SECONDS", float("inf"))  # files that are swapped are in one transaction
     build(folder)

@@ -123,7 +123,7 @@ def kinds_found(index, command, trained):
 
     def by_command(kind):
         _, out, _ = command("search", index.folder, "nodding", "--only", kind, "--json", model=trained)
-        return [json.loads(line)["kind"] for line in out.splitlines()]
+        return [hit["kind"] for hit in json.loads(out)["hits"]]
 
     def by_api(kind):
         client = TestClient(create_app(Service(index)), base_url="http://localhost")
