@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 import torch
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Encoded: TypeAlias = Any
-"""A Tensor of float32 vectors on the CPU; with on_error="skip", a tuple: the vectors of the items that succeeded, and a
-list of `Embedded` of those that failed."""
+Skipped: TypeAlias = tuple[Tensor, list[Embedded]]
+"""With on_error="skip": rows for the items that succeeded, and the results of those that failed."""
 
 
 def load(
-    name: str | os.PathLike = "tiny",
+    name: str | os.PathLike[str] = "tiny",
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
@@ -114,9 +113,6 @@ class Options(TypedDict, total=False):
     vectors."""
     progress: bool | None
     """Whether to show a progress bar on stderr; by default if that is a terminal and the work takes over a second."""
-    on_error: Literal["raise", "skip"]
-    """"raise" (the default) stops at the first item that fails, with a `UserError` that names it. "skip" returns
-    (vectors, failures): rows for the items that succeeded, in order, and index, name and reason of the others."""
 
 
 class Embedder(LoadedModel):
@@ -124,7 +120,10 @@ class Embedder(LoadedModel):
 
     `stream` yields results one by one; the `encode` methods collect them, with the failures if on_error="skip". All
     accept any iterable, keep the order and share the keyword arguments of `onepeace.embed.embedder.Options`. On a CPU,
-    each core computes its own batches.
+    each core computes its own batches. Vectors are float32, on the CPU.
+
+    on_error="raise" (the default) stops at the first item that fails, with a `UserError` that names it. "skip" returns
+    (vectors, failures): rows for the items that succeeded, in order, and index, name and reason of the others.
 
     Args:
         module: a model of this package, or any `torch.nn.Module` of the form of `onepeace.model.Embeds`.
@@ -159,21 +158,65 @@ class Embedder(LoadedModel):
         encoding = Encoding(self, modality, long=long, window=window, hop=hop, batch_size=batch_size)
         return encoding.results(check_many(items))
 
-    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Options]") -> Encoded:
+    @overload
+    def encode_text(
+        self,
+        texts: Iterable[str | os.PathLike[str]],
+        *,
+        on_error: Literal["raise"] = "raise",
+        **options: "Unpack[Options]",
+    ) -> Tensor: ...
+
+    @overload
+    def encode_text(
+        self, texts: Iterable[str | os.PathLike[str]], *, on_error: Literal["skip"], **options: "Unpack[Options]"
+    ) -> Skipped: ...
+
+    def encode_text(self, texts: Iterable[str | os.PathLike[str]], **options: Any) -> Tensor | Skipped:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
         return self._encode(texts, "text", **options)
 
-    def encode_image(self, images: Iterable[object], **options: "Unpack[Options]") -> Encoded:
+    @overload
+    def encode_image(
+        self, images: Iterable[object], *, on_error: Literal["raise"] = "raise", **options: "Unpack[Options]"
+    ) -> Tensor: ...
+
+    @overload
+    def encode_image(
+        self, images: Iterable[object], *, on_error: Literal["skip"], **options: "Unpack[Options]"
+    ) -> Skipped: ...
+
+    def encode_image(self, images: Iterable[object], **options: Any) -> Tensor | Skipped:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, files opened for reading bytes, PIL images,
         uint8 arrays (H, W, 3), tensors (3, H, W)."""
         return self._encode(images, "image", **options)
 
-    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Options]") -> Encoded:
+    @overload
+    def encode_audio(
+        self, sounds: Iterable[object], *, on_error: Literal["raise"] = "raise", **options: "Unpack[Options]"
+    ) -> Tensor: ...
+
+    @overload
+    def encode_audio(
+        self, sounds: Iterable[object], *, on_error: Literal["skip"], **options: "Unpack[Options]"
+    ) -> Skipped: ...
+
+    def encode_audio(self, sounds: Iterable[object], **options: Any) -> Tensor | Skipped:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, files opened for reading bytes, (samples, rate),
         {"array": ..., "sampling_rate": ...}."""
         return self._encode(sounds, "audio", **options)
 
-    def encode(self, items: Iterable[object], **options: "Unpack[Options]") -> Encoded:
+    @overload
+    def encode(
+        self, items: Iterable[object], *, on_error: Literal["raise"] = "raise", **options: "Unpack[Options]"
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self, items: Iterable[object], *, on_error: Literal["skip"], **options: "Unpack[Options]"
+    ) -> Skipped: ...
+
+    def encode(self, items: Iterable[object], **options: Any) -> Tensor | Skipped:
         """(n, E) unit vectors of any mix of items.
 
         The modality of an item is detected from its type, its file ending or its first bytes; a string that is neither
@@ -183,7 +226,7 @@ class Embedder(LoadedModel):
         """
         return self._encode(items, **options)
 
-    def _encode(self, items: Iterable[object], modality: str | None = None, **options: "Unpack[Options]") -> Encoded:
+    def _encode(self, items: Iterable[object], modality: str | None = None, **options: Any) -> Tensor | Skipped:
         vectors, _, failures = self._collect(items, modality, **options)
         return (vectors, failures) if options.get("on_error") == "skip" else vectors
 
@@ -232,14 +275,36 @@ class Embedder(LoadedModel):
         right = _unit_rows(b, "the second argument of similarity", left.shape[1])
         return left @ right.T
 
+    @overload
     def classify(
         self,
         items: Iterable[object],
         labels: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
+        on_error: Literal["raise"] = "raise",
         **options: "Unpack[Options]",
-    ) -> Encoded:
+    ) -> Tensor: ...
+
+    @overload
+    def classify(
+        self,
+        items: Iterable[object],
+        labels: Sequence[str],
+        *,
+        template: str | Sequence[str] | None = None,
+        on_error: Literal["skip"],
+        **options: "Unpack[Options]",
+    ) -> Skipped: ...
+
+    def classify(
+        self,
+        items: Iterable[object],
+        labels: Sequence[str],
+        *,
+        template: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Tensor | Skipped:
         """Zero-shot probabilities (n, number of labels) for items of any modality; rows sum to 1.
 
         Args:

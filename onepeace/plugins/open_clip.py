@@ -120,12 +120,12 @@ class Tokenizer:
 
 
 def create_model_and_transforms(
-    model_name: str | os.PathLike = "tiny",
+    model_name: str | os.PathLike[str] = "tiny",
     pretrained: str | None = None,
     *,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[ClipModel, Transform, Transform]:
     """Load (model, preprocess_train, preprocess_val), as open_clip's function does.
 
@@ -142,7 +142,9 @@ def create_model_and_transforms(
     return ClipModel(embedder).eval(), preprocess_train, processor.decode
 
 
-def get_tokenizer(model_name: str | os.PathLike = "tiny", cache_dir: str | os.PathLike | None = None) -> Tokenizer:
+def get_tokenizer(
+    model_name: str | os.PathLike[str] = "tiny", cache_dir: str | os.PathLike[str] | None = None
+) -> Tokenizer:
     """Load the tokenizer of a model."""
     opened = fetch_model(model_name, cache_dir)
     return Tokenizer(TextProcessor.from_config(opened.config.processors.get("text", {}), opened.folder))

@@ -49,7 +49,7 @@ class OnePeaceModule(_modules.InputModule):
 
     save_in_root = True
 
-    def __init__(self, name: str | os.PathLike = "tiny", device: str | None = None, dtype: str = "auto") -> None:
+    def __init__(self, name: str | os.PathLike[str] = "tiny", device: str | None = None, dtype: str = "auto") -> None:
         super().__init__()
         opened = fetch_model(name)
         embedder = load_embedder(opened, device=device, dtype=dtype)
@@ -161,7 +161,7 @@ class OnePeaceModule(_modules.InputModule):
                 os.replace(file, folder / file.name)
 
 
-def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: str = "auto") -> Any:
+def load(name: str | os.PathLike[str] = "tiny", *, device: str | None = None, dtype: str = "auto") -> Any:
     """Load a model as a SentenceTransformer; no code in its folder is executed, so trust_remote_code is not needed.
 
     Args:

@@ -93,7 +93,7 @@ class TextProcessor(TextPieces, TextReader):
         )
 
 
-def _text_in(path: os.PathLike) -> str:
+def _text_in(path: os.PathLike[str]) -> str:
     """The content of a text file; `UserError` if it is not text, or larger than MAX_TEXT_BYTES."""
     try:
         text = decode_text(read_bytes(path, max_bytes=MAX_TEXT_BYTES))

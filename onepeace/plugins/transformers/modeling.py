@@ -131,7 +131,7 @@ class OnePeaceModel(PreTrainedModel):
         model.name_or_path = model.config.name_or_path = str(name)
         return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Write the library's files, a README, and a configuration that makes the folder a model folder too.
 
         `onepeace.load` reads it with the tokenizer that `OnePeaceProcessor.save_pretrained` writes.
