@@ -143,13 +143,16 @@ def _summary(report: "Report") -> str:
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
     text = "files, and folders with all their contents; without PATHS a cached index is deleted"
     parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
+    text = "also remove a folder that lies above those of the index, with all files"
+    parser.add_argument("--force", action="store_true", help=text)
 
 
 def _remove(args: argparse.Namespace) -> int:
     from onepeace.index import remove
 
     if args.paths:
-        files.say(f"{files.counted(remove(args.index, args.paths), 'file')} removed from the index")
+        number = remove(args.index, args.paths, force=args.force)
+        files.say(f"{files.counted(number, 'file')} removed from the index")
     else:
         from onepeace.index.cache import delete
 

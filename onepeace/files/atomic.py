@@ -127,7 +127,7 @@ STARTING_SECONDS = 60.0
 def write_atomic(path: str | os.PathLike[str], *, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, which is synced to disk and renamed to ``path`` when the block ends.
 
-    If the block fails, the temporary file is removed and ``path`` is as it was. If ``path`` is a link, all this happens
+    If the block fails, or removes the temporary file, ``path`` is as it was. If ``path`` is a link, all this happens
     to the file that it leads to. The file gets the permissions of new files. What killed processes left of writing it
     is removed.
 
@@ -145,6 +145,8 @@ def write_atomic(path: str | os.PathLike[str], *, synced: bool = True) -> Iterat
         with unfinished(target) as temporary:
             mode = temporary.stat().st_mode
             yield temporary
+            if not temporary.exists():
+                return
             if temporary.stat().st_mode != mode:  # a library put another file in its place
                 temporary.chmod(mode)
             if synced:

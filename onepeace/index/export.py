@@ -7,7 +7,7 @@ window of its sound.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -70,12 +70,22 @@ def write_vectors(store: Store, items: Iterable[Item], target: Path) -> int:
         UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
     """
     check_extension(target)
-    writer = WRITERS[target.suffix.lower()]
+    with _writing(target) as temporary:
+        return WRITERS[target.suffix.lower()](temporary, _rows(store, items), store.embed_dim)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[Path]:
+    """Context of `write_atomic`; its errors, and those of a hidden index beside the file, name the file."""
     try:
         with write_atomic(target) as temporary:
-            return writer(temporary, _rows(store, items), store.embed_dim)
+            yield temporary
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
+    except UserError as error:
+        if not Path(error.where).name.startswith(f".{target.name}.onepeace-"):
+            raise
+        raise UserError(error.reason, where=target) from error
 
 
 def _rows(store: Store, items: Iterable[Item]) -> Iterator[Row]:
@@ -208,12 +218,14 @@ def embed_files(
     scanned.entries = {**of_texts, **scanned.entries}
     report = Report(problems=scanned.problems, other_kinds=scanned.others)
     settings = Settings(batch_size=batch_size, progress=progress)
-    with unfinished(target, is_folder=True) as folder, closing(create_store(folder, embedder)) as store:
-        with closing(Recorder(store, report)) as recorder:
-            entries = list(entries_to_read(recorder, scanned, keeps_captions=False))
-            embed_entries(recorder, entries, lambda: embedder, settings)
-        items = {item.path: item for item in store.items("problem IS NULL")}
-        if items:
+    with _writing(target) as temporary:
+        with unfinished(target, is_folder=True) as folder, closing(create_store(folder, embedder)) as store:
+            with closing(Recorder(store, report)) as recorder:
+                entries = list(entries_to_read(recorder, scanned, keeps_captions=False))
+                embed_entries(recorder, entries, lambda: embedder, settings)
+            items = {item.path: item for item in store.items("problem IS NULL")}
             written = [items[path] for path in scanned.entries if path in items]
-            report.vectors = write_vectors(store, written, target)
+            report.vectors = WRITERS[target.suffix.lower()](temporary, _rows(store, written), store.embed_dim)
+        if not written:
+            temporary.unlink()
     return report

@@ -113,20 +113,27 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
 def remove(
     folder: str | os.PathLike[str],
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    force: bool = False,
 ) -> int:
     """Remove files, and all files of folders, from an index. The files on disk are not touched; `update` leaves them
     out from now on, and `build` with their own path adds them again.
+
+    Args:
+        force: also take a folder above those of the index, such as "/", and all files with it.
 
     Returns:
         The number of files.
 
     Raises:
-        UsageError: a path is not in the index.
+        UsageError: a path is not in the index, or lies above its folders.
         UserError: another process is writing.
     """
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         roots = known_roots(store)
         as_typed = {os.path.abspath(path): path for path in listed(paths)}
+        if not force:
+            _refuse_above(as_typed, [path for path, root in roots.items() if root.type != "removed"])
         removed_paths: set[str] = set()
         ids = []
         for item in store.items():
@@ -144,6 +151,15 @@ def remove(
             store.remove(ids)
         finish(store)
         return len(ids)
+
+
+def _refuse_above(paths: Iterable[str], roots: Sequence[str]) -> None:
+    """UsageError for a path that is in no root, and has roots in it."""
+    for path in paths:
+        inside = [root for root in roots if path in places_of(root)]
+        if inside and places_of(path).isdisjoint(roots):
+            files = f"all files of {inside[0]}" + (f" and {len(inside) - 1} more" if len(inside) > 1 else "")
+            raise UsageError(f"would remove {files} from the index; name these, or give --force", where=path)
 
 
 def _built_anew(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:

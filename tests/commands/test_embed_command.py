@@ -1,12 +1,15 @@
 """`onepeace embed`: vectors of files, tables and texts in a file."""
 
 import io
+import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+from support.crash import on_a_full_disk
 from support.indexes import content
 
 from onepeace.index import export
@@ -98,3 +101,35 @@ def test_file_of_another_kind_is_not_overwritten_through_a_link(folder, tmp_path
     (tmp_path / "v.npz").symlink_to(folder / "dog.jpg")
     assert "is a link to" in run("embed", folder, "-o", tmp_path / "v.npz", "--force", code=2).err
     assert (folder / "dog.jpg").read_bytes() == before
+
+
+KILLED_AFTER_ITS_RENAME = """
+import os, signal, sys
+from onepeace.cli import main
+target = sys.argv[1]
+
+
+def kill(event, _):
+    if event != "os.kill" and os.path.exists(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(kill)
+main(["embed", "--text", "a dog", "-o", target, "--model", sys.argv[2]])
+"""
+
+
+def test_kill_after_the_file_has_its_name_leaves_nothing(tmp_path, random_folder):
+    command = [sys.executable, "-c", KILLED_AFTER_ITS_RENAME, str(tmp_path / "v.npz"), str(random_folder)]
+    assert subprocess.run(command, check=False).returncode < 0
+
+    assert [path.name for path in tmp_path.iterdir()] == ["v.npz"]
+
+
+def test_full_disk_names_the_file_of_the_user(tmp_path, random_folder):
+    target = tmp_path / "v.npz"
+    code, err = on_a_full_disk(50_000, "embed", "--text", "a dog", "-o", target, "--model", random_folder)
+
+    assert code == 1
+    assert re.fullmatch(rf"onepeace: {target}: cannot be written \(.*\)", err.splitlines()[-1]), err
+    assert not [*tmp_path.iterdir()]

@@ -152,3 +152,15 @@ def test_remove_of_what_is_not_there(build, words, index):
         remove(index, ["nothing"])
     with pytest.raises(UsageError, match="empty"):
         remove(index, "")
+
+
+def test_remove_of_a_folder_above_the_indexed_ones_needs_force(build, words, index):
+    (words / "inner").mkdir()
+    (words / "inner" / "a.txt").write_text("words")
+    build(words / "0.txt", words / "1.txt", words / "inner")
+
+    for folder in ("/", words):
+        with pytest.raises(UsageError, match=rf"^{folder}: .*{words}.* and 2 more .*--force"):
+            remove(index, [words / "1.txt", folder])
+    assert remove(index, [words / "inner"]) == 1
+    assert remove(index, "/", force=True) == 2
