@@ -39,7 +39,7 @@ def test_vectors_are_those_of_an_index(folder, tmp_path, run_model):
         for path, (about, vectors) in indexed.items():
             rows = columns["paths"] == path
             np.testing.assert_allclose(columns["vectors"][rows], vectors, atol=1e-5)
-            assert set(columns["kinds"][rows].tolist()) == {about["modality"]}
+            assert set(columns["kinds"][rows].tolist()) == {about["kind"]}
 
 
 def test_texts_come_first_in_their_order_also_equal_ones(tmp_path, run_model, monkeypatch, model):
