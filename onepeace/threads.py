@@ -33,6 +33,7 @@ MAX_DECODING = 8
 MIN_BATCH = 4
 """Smallest batch when work is shared among workers; below it Python's overhead dominates."""
 _SETTING = threading.Lock()
+_LIMITING_BLAS = threading.Lock()
 POLICY = "OMP_WAIT_POLICY"
 """Environment variable for how OpenMP threads wait, read by libgomp (torch on Linux), libomp and Intel's OpenMP."""
 
@@ -146,35 +147,25 @@ def one_blas_thread() -> Iterator[None]:
     Threads of OpenBLAS spin while they wait for each other: while another program was busy, a product with 10,000
     vectors took 16 ms instead of 0.3. Callers with many products compute them in their own threads.
     """
-    _limited_blas.enter()
+    # The limit is global: the first user sets it, and the last one puts it back.
+    with _LIMITING_BLAS:
+        if not _Limited.users:
+            _Limited.limit = _blas().limit(limits=1)
+        _Limited.users += 1
     try:
         yield
     finally:
-        _limited_blas.leave()
+        with _LIMITING_BLAS:
+            _Limited.users -= 1
+            if not _Limited.users:
+                _Limited.limit.restore_original_limits()
 
 
-class _LimitedBlas:
-    """The limit of OpenBLAS, which is global: the first user sets it, and the last one puts it back."""
+class _Limited:
+    """The use of OpenBLAS's limit at the moment."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._limit: Any = None
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._limit = _blas().limit(limits=1)
-            self._users += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._limit.restore_original_limits()
-
-
-_limited_blas = _LimitedBlas()
+    users = 0
+    limit: Any = None
 
 
 class Computed:

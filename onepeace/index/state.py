@@ -148,28 +148,16 @@ class State:
         self.encoder = generation.encoder
         self.roots = generation.roots
         """The indexed folders, files, tables and shards, by path."""
+        self.model = store.meta["model"]
+        """Name of the model that made the vectors."""
+        self.model_hash = store.meta["model_hash"]
+        """Hash of the model that made the vectors."""
+        self.embed_dim = store.embed_dim
+        """Dimension of the vectors."""
+        self.modalities = store.modalities
+        """Modalities of the vectors, which are those of the model."""
         self._generation = generation
         generation.register(store)
-
-    @property
-    def model(self) -> str:
-        """Name of the model that made the vectors."""
-        return self.store.meta["model"]
-
-    @property
-    def model_hash(self) -> str:
-        """Hash of the model that made the vectors."""
-        return self.store.meta["model_hash"]
-
-    @property
-    def embed_dim(self) -> int:
-        """Dimension of the vectors."""
-        return self.store.embed_dim
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities of the vectors, which are those of the model."""
-        return self.store.modalities
 
     def _part(self, name: str, compute: Callable[[], Part]) -> Part:
         """Something that is computed from the generation, by the first reader that needs it."""
@@ -232,6 +220,8 @@ class State:
         Raises:
             UsageError: one of them cannot be read.
         """
+        if where is None and not only and not below:
+            return None
         if isinstance(where, str):
             where = compile_condition(where)
         return all_of(where, of_kinds(only, self.modalities), filters.below(below))
