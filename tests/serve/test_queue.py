@@ -33,12 +33,14 @@ class Gate:
     def __init__(self, monkeypatch, *closed):
         self.closed = set(closed)
         self.batches = []
+        self.sizes = []
         self.reached = threading.Semaphore(0)
         self._open = threading.Event()
         compute = Encoding.compute
 
         def wait(encoding, batch):
             self.batches.append((batch[0].modality, len(batch)))
+            self.sizes.append([len(sample.tensor) for sample in batch])
             if batch[0].modality in self.closed:
                 self.reached.release()
                 assert self._open.wait(SECONDS)
@@ -115,6 +117,7 @@ def test_what_waits_is_computed_together_with_what_is_as_long(model, monkeypatch
         assert len(first.result(SECONDS)) == 1
 
     assert [count for _, count in gate.batches] == [1, 4, 2]
+    assert max(gate.sizes[1]) < min(gate.sizes[2])
 
 
 def test_request_of_many_is_overtaken_by_one_of_few(model, monkeypatch):
