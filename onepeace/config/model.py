@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from onepeace.config.reader import Count, Depth, Options
+from onepeace.config.reader import Count, Depth, NotNegative, Options, Positive, Share
 from onepeace.errors import UserError
 
 
@@ -30,11 +30,11 @@ class ModelConfig:
     depth: Depth = 40
     num_heads: Count = 24
     ffn_dim: Count = 6144
-    layer_scale: float | None = 1e-6
+    layer_scale: NotNegative | None = 1e-6
     """Initial gain of both branches of a block; null = none."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Standard deviation of the Linear layers' initial weights, truncated at one; larger values suit narrow models."""
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     """Stochastic depth rate of the last block; rates grow linearly from 0 at the first."""
     bias_per_block: bool = False
     """Whether each block has its own table of relative-position biases per modality, instead of a shared one."""

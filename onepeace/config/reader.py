@@ -4,9 +4,11 @@ No torch here.
 
 import dataclasses
 import difflib
+import inspect
+import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 from onepeace.errors import UserError
@@ -16,7 +18,7 @@ Options = dict[str, Any]
 
 
 class Range(NamedTuple):
-    """Range of a numeric field, in words and as a check: ``Annotated[float, Range(...)]``."""
+    """Range of a number, in words and as a check: ``Annotated[float, Range(...)]``. No range has infinity or nan."""
 
     words: str
     fits: Callable[[float], bool]
@@ -27,6 +29,7 @@ OpenShare = Annotated[float, Range("above 0 and below 1", lambda x: 0 < x < 1)]
 Probability = Annotated[float, Range("from 0 to 1", lambda x: 0 <= x <= 1)]
 Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda x: x >= 0)]
+Finite = Annotated[float, Range("a finite number", lambda x: True)]
 Natural = Annotated[int, Range("0 or more", lambda x: x >= 0)]
 Count = Annotated[int, Range("1 or more", lambda x: x >= 1)]
 Depth = Annotated[int, Range("from 1 to 1,000", lambda x: 1 <= x <= 1000)]
@@ -53,24 +56,55 @@ def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
     Raises:
         UserError: an unknown field (the nearest known one is named), a missing one, or a value of another type.
     """
-    if not isinstance(content, Mapping):
-        raise UserError(f"{at or 'the file'} should be a mapping of fields, not {content!r}", where=where)
-    prefix = f"{at}." if at else ""
-    types_of_fields = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-    values = {}
-    for name, value in content.items():
-        if name not in fields:
-            hint = nearest(str(name), fields, prefix)
-            raise UserError(f"{prefix}{name} is not a field; {hint}", where=where)
-        values[name] = _convert(types_of_fields[name], value, Place(where, f"{prefix}{name}"))
-    for name, field in fields.items():
-        if name not in values and _is_required(field):
-            raise UserError(f"{prefix}{name} is missing", where=where)
+    values = read_arguments(cls, content, where, at)
+    for field in dataclasses.fields(cast(Any, cls)):
+        if field.name not in values and _is_required(field):
+            raise UserError(f"{_prefix(at)}{field.name} is missing", where=where)
     try:
         return cls(**values)
     except UserError as error:
         raise UserError(f"{error}", where=where) from error
+
+
+def read_arguments(cls: type, content: Any, where: str, at: str = "") -> Options:
+    """Those fields of a dataclass, or arguments of another class after the first, that a mapping has.
+
+    If the class takes ``**others``, further ones are kept as they are.
+
+    Args:
+        content, where, at: see `build`.
+
+    Raises:
+        UserError: an unknown name, or a value of another type or out of its range.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{at or 'the file'} should be a mapping of fields, not {content!r}", where=where)
+    declared, is_open = _declared_types(cls)
+    values = {}
+    for name, value in content.items():
+        if name not in declared and not is_open:
+            hint = nearest(str(name), declared, _prefix(at))
+            raise UserError(f"{_prefix(at)}{name} is not a field; {hint}", where=where)
+        values[name] = _convert(declared.get(name, Any), value, Place(where, f"{_prefix(at)}{name}"))
+    return values
+
+
+def _declared_types(cls: type) -> tuple[dict[str, Any], bool]:
+    """Declared types of a class's fields or arguments by name, and whether it takes others."""
+    if dataclasses.is_dataclass(cls):
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}, False
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    _, *parameters = inspect.signature(cls).parameters.values()
+    declared = {}
+    for parameter in parameters:
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            declared[parameter.name] = hints.get(parameter.name, Any)
+    return declared, len(declared) < len(parameters)
+
+
+def _prefix(at: str) -> str:
+    return f"{at}." if at else ""
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -116,8 +150,9 @@ def _to_member(declared: Any, value: Any, place: Place) -> Any:
 def _to_number_in_range(declared: Any, value: Any, place: Place) -> Any:
     number_type, limits = typing.get_args(declared)
     number = _convert(number_type, value, place)
-    if not limits.fits(number):
-        place.fail(f"is {number}; it should be {limits.words}")
+    is_finite = abs(number) < math.inf
+    if not (is_finite and limits.fits(number)):
+        place.fail(f"is {number}; it should be {limits.words if is_finite else 'a finite number'}")
     return number
 
 
@@ -129,18 +164,19 @@ def _to_literal(declared: Any, value: Any, place: Place) -> Any:
 
 
 def _to_sequence(declared: Any, value: Any, place: Place) -> Any:
-    """A list or tuple, whose values have one type; a tuple may have a fixed length."""
+    """A list or tuple, whose values have one type, or a tuple of fixed length, in which each has its own."""
     if not isinstance(value, list | tuple):
         place.fail(f"should be a list, not {value!r}")
     origin = typing.get_origin(declared)
-    arguments = typing.get_args(declared)
-    is_fixed = origin is tuple and Ellipsis not in arguments
-    if is_fixed and len(value) != len(arguments):
-        place.fail(f"should be {len(arguments)} values, not {value!r}")
+    types_of_items = typing.get_args(declared)
+    if origin is not tuple or Ellipsis in types_of_items:
+        types_of_items = types_of_items[:1] * len(value)
+    elif len(value) != len(types_of_items):
+        place.fail(f"should be {len(types_of_items)} values, not {value!r}")
     items = []
-    for index, item in enumerate(value):
-        items.append(_convert(arguments[0], item, Place(place.file, f"{place.path}[{index}]")))
-    return origin(items)
+    for index, (item_type, item) in enumerate(zip(types_of_items, value, strict=True)):
+        items.append(_convert(item_type, item, Place(place.file, f"{place.path}[{index}]")))
+    return tuple(items) if origin is Sequence else origin(items)
 
 
 def _to_mapping(declared: Any, value: Any, place: Place) -> Options:
@@ -186,6 +222,7 @@ CONVERSIONS: dict[Any, Callable[[Any, Any, Place], Any]] = {
     types.UnionType: _to_member,
     Annotated: _to_number_in_range,
     Literal: _to_literal,
+    Sequence: _to_sequence,
     list: _to_sequence,
     tuple: _to_sequence,
     dict: _to_mapping,

@@ -33,6 +33,7 @@ SILENCE = 1e-3
 
 Magnitude = Annotated[int, Range("from 0 to 30", lambda x: 0 <= x <= 30)]
 """Strength of RandAugment's operations."""
+Decibels = Annotated[float, Range("from 0 to 100", lambda x: 0 <= x <= 100)]
 Another = Callable[[], tuple[Any, str]]
 """Draws another training item of the modality: its decoded media (from ``load``) and its caption."""
 
@@ -228,7 +229,7 @@ class AudioAugment(Augment):
 
     shift: bool = False
     """Roll the clip by a random time."""
-    gain_db: float = 0.0
+    gain_db: Decibels = 0.0
     """Largest random gain, up or down, of the normalised clip."""
     noise: Probability = 0.0
     """Probability of white noise, 10 to 40 dB below the clip."""

@@ -4,20 +4,23 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from onepeace.config.reader import Count, Positive, Probability, Range
 from onepeace.datasets.layout import Encoded, Layout, Record, option
 
 PICTURE_CAPTIONS = ("a photo of {a}", "a picture of {a}", "{a}")
 """Templates of captions for the label of a picture."""
+Quality = Annotated[int, Range("from 0 to 100", lambda x: 0 <= x <= 100)]
+"""Quality of a WebP file."""
 
 
 @dataclass(frozen=True)
 class Photographs(Layout):
     """A layout whose pictures are stored as small WebP files."""
 
-    size: int = option(256, "short side of the pictures in pixels")
-    quality: int = option(78, "quality of the WebP files, up to 100")
+    size: Count = option(256, "short side of the pictures in pixels")
+    quality: Quality = option(78, "quality of the WebP files, up to 100")
 
     def encode(self, record: Record) -> Encoded:
         """The picture at the size and quality of this layout."""
@@ -106,8 +109,8 @@ SOUND_HINT = f"{', '.join(sorted(SOUNDS))} are read, not videos: extract their s
 class Sounds(Layout):
     """A layout whose sounds are stored as Ogg Vorbis."""
 
-    seconds: float = option(10.0, "longest sound; more is cut off")
-    level: float = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
+    seconds: Positive = option(10.0, "longest sound; more is cut off")
+    level: Probability = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
 
     def encode(self, record: Record) -> Encoded:
         """The first `seconds` of the sound of a record."""

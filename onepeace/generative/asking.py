@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Config, Options, build, to_plain
-from onepeace.config.reader import Share
+from onepeace.config.reader import Count, Share
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.errors import UserError
@@ -81,7 +81,7 @@ class AskingOptions:
     writes: str = "text"
     """The answer: text (the caption), or a target: label, answers (the one with the highest score), box, boxes (with
     their labels), or another target that is a text."""
-    max_words: int | None = None
+    max_words: Count | None = None
     """Maximum number of words of an answer, which is cut after them; null = no limit."""
     weighted: bool = False
     """Whether the log-probabilities of an answer are multiplied by its score, as released."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from onepeace.config.reader import Count, Depth, Natural, Options
+from onepeace.config.reader import Count, Depth, Natural, Options, Share
 from onepeace.errors import UserError
 
 
@@ -28,17 +28,17 @@ class OFAConfig:
     """Number of buckets of the distance between words; distances beyond half of it share logarithmic buckets."""
     image_grid: Count = 42
     """Maximum side of a picture, in patches of 16 pixels."""
-    stretched_grid: int | None = None
+    stretched_grid: Count | None = None
     """Side of the corner of the positions that is stretched over larger patch grids (an option of the original)."""
-    stem_depths: tuple[int, ...] = (3, 4, 23)
+    stem_depths: tuple[Depth, ...] = (3, 4, 23)
     """Blocks of each stage of the ResNet."""
     stem_width: Count = 64
     freeze_stem_norms: bool = True
     """Whether training leaves the statistics of the ResNet's batch norms unchanged; the original updates them, which is
     unstable with few pictures in a batch."""
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     """Stochastic depth rate of the last block; rates grow linearly from 0 at the first."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:

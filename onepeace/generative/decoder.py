@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count, Depth, Share
 from onepeace.errors import UserError, expect
 from onepeace.generative.token_kinds import PositionBias, SequenceTokens, normal_init
 from onepeace.heads.head import Head
@@ -284,19 +285,19 @@ class TextDecoder(nn.Module):
 class CaptionOptions:
     """Options of a ``caption`` in ``ModelConfig.heads``; its ``on`` lists the modalities that it can read."""
 
-    vocab_size: int
+    vocab_size: Count
     """Number of ids of the model's tokenizer."""
-    dim: int = 256
-    depth: int = 3
-    num_heads: int = 4
-    ffn_dim: int = 1024
-    max_tokens: int = 48
+    dim: Count = 256
+    depth: Depth = 3
+    num_heads: Count = 4
+    ffn_dim: Count = 1024
+    max_tokens: Count = 48
     """Maximum length of a text in tokens, bos and eos included."""
-    max_sources: int = 512
+    max_sources: Count = 512
     """Maximum number of token features of an item, CLS included."""
-    num_buckets: int = 16
+    num_buckets: Count = 16
     """Number of buckets of the distance between words (see `sequence_buckets`)."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
 
 
 class Caption(Head):

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from onepeace.config.reader import Count, Finite, Natural, Positive, read_arguments
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 
@@ -37,30 +38,24 @@ Allowed = Callable[[Sequence[int]], Ids]
 class SearchOptions:
     """Options of the search for an answer. The defaults are fairseq's, except for ``beam`` and ``max_len``."""
 
-    beam: int = 5
+    beam: Count = 5
     """Number of hypotheses (1 = greedy)."""
-    max_len: int = 16
+    max_len: Count = 16
     """Maximum number of tokens of an answer, without eos, which is then forced."""
-    min_len: int = 1
+    min_len: Natural = 1
     """Minimum number of tokens before eos, including those of a prefix."""
-    length_penalty: float = 1.0
+    length_penalty: Finite = 1.0
     """The sum of log-probabilities is divided by the number of tokens, including eos, to this power."""
     normalize: bool = True
     """Whether the sum is divided like this; if not, the score is the sum."""
-    temperature: float = 1.0
-    no_repeat_ngram: int = 0
+    temperature: Positive = 1.0
+    no_repeat_ngram: Natural = 0
     """Size of n-grams of tokens that must not occur twice; 0 = no restriction."""
 
     def __post_init__(self) -> None:
-        minima = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0}
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if value < minimum:
-                raise UserError(f"search.{name} is {value}; it must be at least {minimum}")
+        read_arguments(type(self), vars(self), "", "search")
         if self.min_len > self.max_len:
             raise UserError(f"search.min_len {self.min_len} is above search.max_len {self.max_len}")
-        if not self.temperature > 0:
-            raise UserError(f"search.temperature is {self.temperature}; it must be above 0")
 
 
 class Hypothesis(NamedTuple):

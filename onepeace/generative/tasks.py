@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from onepeace.config import Options, build, merge, read_yaml
+from onepeace.config.reader import Finite
 from onepeace.errors import UserError, one_line
 from onepeace.generative.scoring import Trie
 from onepeace.generative.search import Hypothesis, SearchOptions
@@ -42,9 +43,9 @@ class Task:
     """Possible answers, or the words that the model writes for them, by name."""
     without_punctuation: bool = False
     """Whether punctuation of texts is deleted (COCO's captions have none)."""
-    agreement: float = 0.0
+    agreement: Finite = 0.0
     """Weight of the cosine of text and item in the ranking of texts; for models with embeddings."""
-    unsure_below: dict[str, float] = field(default_factory=dict)
+    unsure_below: dict[str, Finite] = field(default_factory=dict)
     """Cosine below which a text is marked as unsure, by modality of the item."""
     search: SearchOptions = field(default_factory=SearchOptions)
 

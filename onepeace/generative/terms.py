@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.config import Options
-from onepeace.config.reader import Count, Share
+from onepeace.config.reader import Count, Natural, Share
 from onepeace.data.batch import Batch, real_tokens
 from onepeace.device import upload
 from onepeace.errors import UserError, expect
@@ -122,7 +122,7 @@ class GenerationOptions(AskingOptions, TermOptions):
     label_smoothing: Share = 0.0
     drop_worst: Share = 0.0
     """Share of the tokens that is ignored: those with the largest loss."""
-    drop_worst_after: int = 0
+    drop_worst_after: Natural = 0
     """Number of updates before ``drop_worst`` applies."""
 
 
@@ -282,7 +282,7 @@ def mean_over_tokens(losses: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class CaptioningOptions(SupervisedOptions):
     head: str = "caption"
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     changes: dict[str, Any] = field(default_factory=dict)
     """Changed fields of the task "caption", which is taken from the starting model or else built in."""
 

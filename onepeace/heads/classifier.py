@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.config import build
+from onepeace.config.reader import Count, Natural
 from onepeace.layers.attention import AttentionPool
 from onepeace.layers.features import Features
 
@@ -19,21 +20,23 @@ from .head import Head
 class ClassifierOptions:
     """Options of a ``classifier`` in ``ModelConfig.heads``."""
 
-    num_classes: int
+    num_classes: Count
     pool: Literal["attention", "mean", "cls"] = "attention"
     """"attention": a learned query over the tokens without CLS; "mean": their mean; "cls": the CLS token, no norm."""
-    num_heads: int | None = None
+    num_heads: Count | None = None
     """Number of heads of the attention pool; the encoder's by default."""
-    hidden_ratio: int = 2
+    hidden_ratio: Natural = 2
     """Ratio of the hidden layer's width to the width of the features; 0 = no hidden layer."""
     pooler: bool = False
     """Whether there is a tanh layer between pool and classifier (VQA)."""
-    inputs: int = 1
+    inputs: Count = 1
     """Number of passes that are pooled and concatenated (NLVR2: 2)."""
 
 
 class Classifier(Head):
     """Pool the tokens of one or more passes, then classify (released code: classify_head)."""
+
+    Options = ClassifierOptions
 
     def __init__(self, dim: int, num_heads: int, options: ClassifierOptions):
         super().__init__()
@@ -53,7 +56,7 @@ class Classifier(Head):
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Classifier":
-        return cls(dim, num_heads, build(ClassifierOptions, options, where))
+        return cls(dim, num_heads, build(cls.Options, options, where))
 
     def forward(self, *passes: Features) -> Tensor:
         """Features of each pass -> logits (B, num_classes)."""

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onepeace.config import Config, Options, build, merge, to_plain
-from onepeace.config.reader import nearest
+from onepeace.config import Config, MaskedDecoderConfig, Options, build, merge, to_plain
+from onepeace.config.reader import nearest, read_arguments
 from onepeace.data.sample import LABELS
 from onepeace.data.source import Source
 from onepeace.errors import UserError, need
@@ -44,7 +44,7 @@ def make_config(recipe: Recipe) -> Config:
     start = _start_of(recipe)
     config_class = architecture(start.architecture).config
     names = {field.name for field in fields(config_class)}
-    content = merge(start.model, recipe.model_fields)
+    content = read_arguments(config_class, merge(start.model, recipe.model_fields), "", "model")
     if "adapters" in names:
         adapters = content.get("adapters", {})
         content["adapters"] = _adapters(recipe, adapters, start.model.get("adapters", {}))
@@ -63,7 +63,7 @@ def make_config(recipe: Recipe) -> Config:
         for name, head in content["heads"].items():
             heads[name] = head_options(name, head, recipe)
         content["heads"] = heads
-    model: Any = build(config_class, content, "the recipe's model")
+    model: Any = build(config_class, content, "", "model")
     settings = merge(start.processors, recipe.processors)
     processors = {key: settings.get(key, {}) for key in model.adapters}
     config = Config(model=model, processors=processors, architecture=start.architecture)
@@ -139,17 +139,15 @@ def _with_network(key: str, options: Options) -> Options:
     return {**options, "network": network}
 
 
-def _decoder(recipe: Recipe, decoder: Options | None, modalities: Collection[str]) -> Options | None:
+def _decoder(
+    recipe: Recipe, decoder: MaskedDecoderConfig | None, modalities: Collection[str]
+) -> MaskedDecoderConfig | None:
     """The masked decoder for these modalities; None for a recipe without masked passes."""
     if not recipe.uses_masks:
         return None
-    if not decoder:
+    if decoder is None:
         raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
-    options = {}
-    for key, value in decoder.get("options", {}).items():
-        if key in modalities:
-            options[key] = value
-    return {**decoder, "options": options}
+    return replace(decoder, options={key: value for key, value in decoder.options.items() if key in modalities})
 
 
 AUTO = "auto"

@@ -51,7 +51,7 @@ class Recipe:
     imports: tuple[str, ...] = ()
     """Python files and modules that are imported first, for your own terms, modalities, stems or architectures. A
     file is relative to the recipe that names it, on the command line to the working folder."""
-    processors: Options = field(default_factory=dict)
+    processors: dict[str, Options] = field(default_factory=dict)
     """Options of processors by modality, which override those of model.from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)

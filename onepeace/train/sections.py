@@ -39,7 +39,7 @@ class StartConfig:
 class TokenizerConfig:
     """Options of the tokenizer; with model.from, that model's tokenizer is used."""
 
-    vocab_size: int = 8000
+    vocab_size: Count = 8000
     """Size of the vocabulary trained on the captions of the sources, if there is no name."""
     name: Literal["clip"] | None = None
     """clip for CLIP's tokenizer, from open_clip."""

@@ -1,16 +1,15 @@
 """Options that every term of an objective has, and the parts of a recipe that they are checked against."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from onepeace.config import Config
-from onepeace.config.reader import Range, nearest
+from onepeace.config.reader import Finite, nearest
 from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch, Inputs
 from onepeace.data.config import DataConfig, SourceConfig
@@ -42,7 +41,7 @@ class TermOptions:
     """Modalities; empty = all of the batch."""
     sources: tuple[str, ...] = ()
     """Names of the sources to learn from; empty = all that have the modalities."""
-    weight: Annotated[float, Range("a finite number", math.isfinite)] = 1.0
+    weight: Finite = 1.0
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -13,6 +13,7 @@ import torch
 from pyramid import Pyramid  # beside this file
 from torch import Tensor, nn
 
+from onepeace.config.reader import Count, Positive
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.embed.predict import TASKS, Context, Task
@@ -43,14 +44,14 @@ Corners = tuple[float, ...]
 class DetectionOptions:
     """Options of a ``detection`` head in ``ModelConfig.heads``."""
 
-    num_classes: int
-    channels: int = 256
+    num_classes: Count
+    channels: Count = 256
     """Channels of the pyramid."""
-    hidden: int = 1024
+    hidden: Count = 1024
     """Width of the two layers on the features of a region."""
-    anchor: float = 8.0
+    anchor: Positive = 8.0
     """Side of the anchors, in strides of their map."""
-    detections: int = 100
+    detections: Count = 100
     """Maximum number of boxes per picture."""
 
 

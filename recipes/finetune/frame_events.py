@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.embed.predict import TASKS, Context, Task
@@ -44,7 +45,7 @@ Event = tuple[float, float, str]
 class FramesOptions:
     """Options of ``frames`` in ``ModelConfig.heads``."""
 
-    num_classes: int
+    num_classes: Count
 
 
 class Frames(Head):

@@ -18,6 +18,7 @@ from pyramid import LayerNorm2d, Pyramid  # beside this file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.embed.predict import TASKS, Context, Task
@@ -40,8 +41,8 @@ IGNORED = 255
 class SegmentationOptions:
     """Options of a ``segmentation`` head in ``ModelConfig.heads``."""
 
-    num_classes: int
-    channels: int = 256
+    num_classes: Count
+    channels: Count = 256
     """Channels of the pyramid and of the layer before the classes."""
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.media import Photographs, read_picture, shrink, webp
+from onepeace.datasets.media import Photographs, Quality, read_picture, shrink, webp
 from onepeace.datasets.reading import find, read_lines
 from onepeace.errors import UserError
 
@@ -26,8 +27,8 @@ class ADE20K(Photographs, OfficialSplits):
     """
 
     prefix = "ade20k"
-    size: int = option(512, "short side of the pictures and maps in pixels")
-    quality: int = option(90, "quality of the WebP files, up to 100")
+    size: Count = option(512, "short side of the pictures and maps in pixels")
+    quality: Quality = option(90, "quality of the WebP files, up to 100")
     train: tuple[str, ...] = option(("training",), "official splits that are training data")
     val: tuple[str, ...] = option(("validation",), "official splits that are validation data")
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onepeace.config.reader import Positive
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows, sentence
@@ -23,7 +24,7 @@ class Clotho(Sounds, OfficialSplits):
     prefix = "clotho"
     shared_folder = "audio_text"
     hint = SOUND_HINT
-    seconds: float = option(30.0, "longest sound; more is cut off")
+    seconds: Positive = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("development",), "official splits that are training data")
     val: tuple[str, ...] = option(("evaluation",), "official splits that are validation data")
 

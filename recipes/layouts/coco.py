@@ -6,6 +6,7 @@ from pathlib import Path
 
 from coco_files import LICENSE, photographs_by_id
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, shuffled
 from onepeace.datasets.media import Photographs
 from onepeace.datasets.reading import fields, find, json_rows
@@ -23,7 +24,7 @@ class Coco(Photographs, OfficialSplits):
     divided otherwise. Pictures that are among the samples of this repository are left out.
     """
 
-    size: int = option(480, "short side of the pictures in pixels")
+    size: Count = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2017",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2017",), "official splits that are validation data; [] for none")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from coco_files import LICENSE, Instance, photographs_by_id, read_instances
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import find
@@ -23,7 +24,7 @@ class CocoDetection(SharedPhotographs, OfficialSplits):
 
     prefix = "coco_detection"
     hint = "unpack them"
-    size: int = option(640, "short side of the pictures in pixels")
+    size: Count = option(640, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2017",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2017",), "official splits that are validation data")
 

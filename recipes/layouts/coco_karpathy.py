@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flickr30k import Flickr30k
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import option
 
 
@@ -20,7 +21,7 @@ class CocoKarpathy(Flickr30k):
     title = "MS-COCO, Karpathy's"
     license = "annotations CC BY 4.0; photographs under their Flickr licences"
     shared = ""
-    size: int = option(480, "short side of the pictures in pixels")
+    size: Count = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train", "restval"), "Karpathy's splits that are training data")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onepeace.config.reader import Probability
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Skipped, Split, option, shuffled
 from onepeace.datasets.media import RATE, load_sound, ogg
 from onepeace.datasets.reading import read_json
@@ -26,7 +27,7 @@ class ESC50(Layout):
     (esc50_captions.json).
     """
 
-    level: float = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
+    level: Probability = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         captions = read_json(Path(__file__).with_name("esc50_captions.json"))  # in the order of the targets

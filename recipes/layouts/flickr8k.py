@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from onepeace.config.reader import Count, Natural
 from onepeace.datasets.layout import HeldOut, Record, Skipped, Split, option, shuffled, skipped
 from onepeace.datasets.media import Photographs, photograph
 from onepeace.datasets.reading import find, read_lines, sentence
@@ -24,9 +25,9 @@ class Flickr8k(Photographs):
     are validation data of Flickr30k below the same root: Flickr30k holds most of Flickr8k.
     """
 
-    size: int = option(144, "short side of the pictures in pixels")
-    val_size: int = option(160, "short side of the validation pictures")
-    keep_out: int = option(200, "pictures of the dev split that go into no shard")
+    size: Count = option(144, "short side of the pictures in pixels")
+    val_size: Count = option(160, "short side of the validation pictures")
+    keep_out: Natural = option(200, "pictures of the dev split that go into no shard")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         captions = _captions(find(folder, "Flickr8k.token.txt", what="the captions"))

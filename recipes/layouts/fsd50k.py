@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onepeace.config.reader import Positive
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows
@@ -23,7 +24,7 @@ class FSD50K(Sounds, OfficialSplits):
     prefix = "fsd50k"
     shared_folder = "audio_text"
     hint = SOUND_HINT
-    seconds: float = option(30.0, "longest sound; more is cut off")
+    seconds: Positive = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("dev",), "official splits that are training data")
     val: tuple[str, ...] = option(("eval",), "official splits that are validation data")
 

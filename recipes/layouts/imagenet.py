@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.media import PICTURE_CAPTIONS, Photographs
 from onepeace.embed.classify import fill
@@ -21,7 +22,7 @@ class ImageNet(Photographs):
     names are OpenAI's, through open_clip; two pairs of classes share a name (missile, sunglasses).
     """
 
-    size: int = option(480, "short side of the pictures in pixels")
+    size: Count = option(480, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         from open_clip import IMAGENET_CLASSNAMES

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import Encoded, HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.media import Photographs, read_picture, shrink, webp
 from onepeace.embed.classify import fill
@@ -30,7 +31,7 @@ class ImageNetSamples(Photographs):
     pictures that are near copies of its validation pictures are left out.
     """
 
-    size: int = option(128, "short side of the pictures in pixels")
+    size: Count = option(128, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         pictures = sorted(folder.glob("n*_*.JPEG"))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from coco_files import photographs_by_id, read_instances
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
@@ -30,7 +31,7 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
     prefix = "refcoco"
     folder_name: ClassVar[str] = "refcoco"
     hint = "unpack COCO's"
-    size: int = option(512, "short side of the pictures in pixels")
+    size: Count = option(512, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val", "testA", "testB"), "official splits that are validation data")
     split_by: str = option("unc", "who split it: unc, google or umd, as the name of the list says")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import find, plain_name, read_json_lines
@@ -26,7 +27,7 @@ class SnliVE(SharedPhotographs, OfficialSplits):
 
     prefix = "snli_ve"
     hint = "ask the authors of Flickr30k for them"
-    size: int = option(480, "short side of the pictures in pixels")
+    size: Count = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test, or both")
 

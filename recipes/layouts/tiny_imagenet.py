@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from onepeace.config.reader import Natural
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.datasets.media import read_picture
 from onepeace.datasets.reading import find, read_json, read_lines
@@ -26,8 +27,8 @@ class TinyImageNet(Layout):
     where that is unclear.
     """
 
-    per_class: int = option(130, "training pictures of a class, of 500")
-    val_per_class: int = option(12, "validation pictures of a class, of 50")
+    per_class: Natural = option(130, "training pictures of a class, of 500")
+    val_per_class: Natural = option(12, "validation pictures of a class, of 50")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         words = find(folder, "words.txt", what="WordNet ids and names")

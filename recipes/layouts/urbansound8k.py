@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from onepeace.config.reader import Count, Positive
 from onepeace.datasets.layout import HeldOut, Record, Split, option, present
 from onepeace.datasets.media import SOUND_CAPTIONS, SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows, whole_number
@@ -20,8 +21,8 @@ class UrbanSound8K(Sounds):
     data; slices of one recording share a fold. Captions are sentences around the class name.
     """
 
-    seconds: float = option(4.0, "longest sound; more is cut off")
-    val_fold: int = option(10, "fold that is validation data")
+    seconds: Positive = option(4.0, "longest sound; more is cut off")
+    val_fold: Count = option(10, "fold that is validation data")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         table = find(folder, "UrbanSound8K.csv", what="the labels")

@@ -5,8 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.media import SOUND_CAPTIONS, SOUND_HINT, Sounds, read_picture, shrink, sounds_below, webp
+from onepeace.datasets.media import (
+    SOUND_CAPTIONS,
+    SOUND_HINT,
+    Quality,
+    Sounds,
+    read_picture,
+    shrink,
+    sounds_below,
+    webp,
+)
 from onepeace.datasets.reading import find, read_rows, whole_number
 from onepeace.errors import UserError
 from onepeace.files.video import clip
@@ -37,8 +47,8 @@ class VGGSound(Sounds, OfficialSplits):
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
     pictures: bool = option(False, "whether each sample has a picture of its clip beside the sound")
-    size: int = option(256, "short side of the pictures in pixels")
-    quality: int = option(78, "quality of the WebP files, up to 100")
+    size: Count = option(256, "short side of the pictures in pixels")
+    quality: Quality = option(78, "quality of the WebP files, up to 100")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         table = find(folder, "vggsound.csv", what="the labels")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from coco_files import photographs_by_id
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
@@ -42,10 +43,10 @@ class VQAv2(SharedPhotographs, OfficialSplits):
 
     prefix = "vqav2"
     hint = "its questions are about other photographs"
-    size: int = option(480, "short side of the pictures in pixels")
+    size: Count = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2014",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2014",), "official splits that are validation data")
-    answers: int = option(3129, "number of answers kept, the most frequent first; 3129 were given 9 times or more")
+    answers: Count = option(3129, "number of answers kept, the most frequent first; 3129 were given 9 times or more")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         answers_by_split = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from onepeace.config.reader import Count
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.errors import UserError
 
@@ -27,7 +28,7 @@ class Words(Layout):
     a word). All of it is training data of one modality, for terms that ask a teacher of texts.
     """
 
-    shortest: int = option(3, "letters of the shortest word that is taken")
+    shortest: Count = option(3, "letters of the shortest word that is taken")
     definitions: bool = option(False, "also the 21,800 names of ImageNet-21k in timm, with their definitions (WordNet)")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:

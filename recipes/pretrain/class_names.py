@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count
 from onepeace.data.batch import Batch, Inputs
 from onepeace.device import upload
 from onepeace.errors import UserError, expect, need
@@ -25,7 +26,7 @@ from onepeace.train.terms import TERMS
 class NamesOptions(TermOptions):
     teacher: TeacherOptions
     """Classifier of ImageNet's 1,000 classes, from timm."""
-    names: int = 128
+    names: Count = 128
     """Number of classes used in a step."""
     templates: tuple[str, ...] = ("{}", "a photo of a {}")
 

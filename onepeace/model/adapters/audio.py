@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count, Natural, Share
 from onepeace.layers.gather import gather_tokens
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
 from ..sequence import StemOutput, TokenSequence, padding
-from ..stems import AUDIO_STEMS, SAMPLE_RATE, PretrainedStem
+from ..stems import AUDIO_STEMS, SAMPLE_RATE, PretrainedStem, make_stem
 from .base import Adapter, AdapterOptions, values_are_known
 
 
@@ -55,20 +56,18 @@ class AudioAdapter(Adapter):
         options: AdapterOptions,
         *,
         stem: str = "wave",
-        num_buckets: int = 512,
-        pos_depth: int = 5,
-        pos_kernel: int = 19,
-        pos_groups: int = 16,
-        cls_hidden: int = 0,
-        cls_dropout: float = 0.0,
-        cls_drop_path: float = 0.0,
+        num_buckets: Count = 512,
+        pos_depth: Natural = 5,
+        pos_kernel: Count = 19,
+        pos_groups: Count = 16,
+        cls_hidden: Natural = 0,
+        cls_dropout: Share = 0.0,
+        cls_drop_path: Share = 0.0,
         **stem_options: Any,
     ):
         super().__init__(options, sequence_table_rows(num_buckets))
-        if stem not in AUDIO_STEMS:
-            raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets
-        self.stem = AUDIO_STEMS[stem](options.dim, **stem_options)
+        self.stem = make_stem(AUDIO_STEMS, stem, options.dim, stem_options, options.key)
         self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
         self.cls_pos = nn.Parameter(torch.empty(1, 1, options.dim))
         self.pos_conv = PositionalConvs(options.dim, pos_depth, pos_kernel, pos_groups)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Natural
 from onepeace.layers.features import Features
 from onepeace.layers.gather import gather_pairs, gather_tokens, take_rows
 from onepeace.layers.position import trunc_normal
@@ -41,7 +42,7 @@ class AdapterOptions:
     """H, heads of the bias tables."""
     num_tables: int
     """Number of tables of relative-position biases: 1 for all blocks, or one per block."""
-    num_types: int = 0
+    num_types: Natural = 0
     """Number of learned vectors for type ids of items: type id k adds the first k + 1 to all tokens (released code:
     type_embedding, for tasks with two pictures)."""
     mean_cls: bool = False

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.reader import Count, Natural, Share
 from onepeace.layers.position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
 
 from ..sequence import StemOutput, TokenSequence
@@ -33,15 +34,15 @@ class ImageAdapter(Adapter):
         self,
         options: AdapterOptions,
         *,
-        patch_size: int = 16,
-        grid: int = 16,
-        bias_grid: int = 16,
+        patch_size: Count = 16,
+        grid: Count = 16,
+        bias_grid: Count = 16,
         stem: str = "hmlp",
         name: str | None = None,
-        channels: int = 3,
-        cls_hidden: int = 0,
-        cls_dropout: float = 0.0,
-        cls_drop_path: float = 0.0,
+        channels: Count = 3,
+        cls_hidden: Natural = 0,
+        cls_dropout: Share = 0.0,
+        cls_drop_path: Share = 0.0,
     ):
         super().__init__(options, grid_table_rows(bias_grid))
         if stem not in IMAGE_STEMS:

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.reader import Count
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 from onepeace.special_ids import PAD
 
 from ..sequence import StemOutput, TokenSequence, padding
-from ..stems import TEXT_STEMS
+from ..stems import TEXT_STEMS, make_stem
 from .base import Adapter, AdapterOptions, values_are_known
 
 
@@ -42,9 +43,9 @@ class TextAdapter(Adapter):
         self,
         options: AdapterOptions,
         *,
-        vocab_size: int,
-        num_positions: int = 514,
-        num_buckets: int = 256,
+        vocab_size: Count,
+        num_positions: Count = 514,
+        num_buckets: Count = 256,
         stem: str | None = None,
         **stem_options: Any,
     ):
@@ -52,12 +53,10 @@ class TextAdapter(Adapter):
         self.num_buckets = num_buckets
         if stem is None and stem_options:
             raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
-        if stem is not None and stem not in TEXT_STEMS:
-            raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
         if stem is None:
             self.token_embed = Embedding(vocab_size, options.dim, padding_idx=PAD)
         else:
-            self.stem = TEXT_STEMS[stem](options.dim, **stem_options)
+            self.stem = make_stem(TEXT_STEMS, stem, options.dim, stem_options, options.key)
         self.pos_embed = SequencePositions(options.dim, num_positions)
 
     def reset_parameters(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.reader import Count
 from onepeace.layers.features import Features
 
 from ..sequence import StemOutput, TokenSequence
@@ -31,10 +32,10 @@ class VideoAdapter(ImageAdapter):
         self,
         options: AdapterOptions,
         *,
-        frames: int = 16,
-        patch_size: int = 16,
-        grid: int = 16,
-        bias_grid: int = 16,
+        frames: Count = 16,
+        patch_size: Count = 16,
+        grid: Count = 16,
+        bias_grid: Count = 16,
         stem: str = "hmlp",
         name: str | None = None,
     ):

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count, Positive
 from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
 from .mel import power_spectrum
 from .pretrained import PretrainedStem, load_bundled_sound_network
-from .wave import SAMPLE_RATE, Count
+from .wave import SAMPLE_RATE, Number
 
 PUBLISHED_RATE = 44100
 PUBLISHED_WINDOW = 2048
@@ -61,7 +62,7 @@ class AisfxStem(PretrainedStem):
 
     window = 750
 
-    def __init__(self, dim: int, width: int = 64, num_mels: int = 72, step: int = 750, loudness: float = 0.03):
+    def __init__(self, dim: int, width: Count = 64, num_mels: Count = 72, step: Count = 750, loudness: Positive = 0.03):
         super().__init__(dim, 8 * width)
         widths = [1]
         for pair in range(4):
@@ -100,10 +101,10 @@ class AisfxStem(PretrainedStem):
                 fewest = fewest // 2
         return x.mean(3).transpose(1, 2)
 
-    def _frames(self, samples: Count) -> Count:
+    def _frames(self, samples: Number) -> Number:
         return (samples - self.window) // self.step + 1
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return self._frames(samples) // 8
 
     def load_pretrained(self) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count, Natural
 from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
-from .wave import SAMPLE_RATE, Count
+from .wave import SAMPLE_RATE, Number
 
 
 def power_spectrum(waveform: Tensor, window: int, step: int, num_bins: int) -> Tensor:
@@ -77,7 +78,9 @@ class MelStem(nn.Module):
     window = 400
     step = 160
 
-    def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
+    def __init__(
+        self, dim: int, num_mels: Count = 64, width: Count = 32, mask_mels: Natural = 0, mask_frames: Natural = 0
+    ):
         super().__init__()
         widths = [1, width, 2 * width, 4 * width]
         self.convs = nn.ModuleList(
@@ -118,10 +121,10 @@ class MelStem(nn.Module):
             x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return self.proj(self.norm(x.permute(0, 2, 3, 1).flatten(2)))
 
-    def _frames(self, samples: Count) -> Count:
+    def _frames(self, samples: Number) -> Number:
         return (samples - self.window) // self.step + 1
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return (self._frames(samples) + 7) // 8
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config.reader import Count, Positive
 from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
 from .aisfx import AisfxStem
 from .pretrained import PretrainedStem, load_bundled_sound_network
-from .wave import Count
+from .wave import Number
 
 LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
 """Kernel of each convolution, which has stride 2, and size of the max pooling after it."""
@@ -49,7 +50,7 @@ class SoundNetStem(PretrainedStem):
 
     hop = receptive_field = STEP
 
-    def __init__(self, dim: int, width: int = 16, loudness: float = 8.0):
+    def __init__(self, dim: int, width: Count = 16, loudness: Positive = 8.0):
         super().__init__(dim, 16 * width)
         self.loudness = loudness
         self.network = nn.ModuleList()
@@ -88,7 +89,7 @@ class SoundNetStem(PretrainedStem):
             x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
             return self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return samples // STEP
 
     def load_pretrained(self) -> None:
@@ -123,7 +124,7 @@ class JoinedStem(PretrainedStem):
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
         return torch.cat([part.features(waveform, lengths, shortest) for part in self.network], dim=-1)
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return self.network[0].token_lengths(samples)
 
     def load_pretrained(self) -> None:

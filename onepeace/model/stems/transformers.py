@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.reader import Count
 from onepeace.errors import UserError, one_line
 from onepeace.special_ids import BOS, PAD
 
 from .pretrained import PretrainedStem
-from .wave import Count
+from .wave import Number
 
 
 class TransformersStem(PretrainedStem):
@@ -54,7 +55,7 @@ class TransformersStem(PretrainedStem):
             features[rows, : self.token_lengths(length)] = states
         return features
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return (samples - self.receptive_field) // self.hop + 1
 
     def load_pretrained(self) -> None:
@@ -116,7 +117,7 @@ class LanguageStem(PretrainedStem):
         network: the encoder's configuration, as stored in a model folder; None = that of ``name``.
     """
 
-    def __init__(self, dim: int, name: str, layers: int | None = None, network: dict[str, Any] | None = None):
+    def __init__(self, dim: int, name: str, layers: Count | None = None, network: dict[str, Any] | None = None):
         import transformers
 
         config = _configuration(name, network)

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Count = TypeVar("Count", int, Tensor)
+from onepeace.config.reader import Count
+
+Number = TypeVar("Number", int, Tensor)
 SAMPLE_RATE = 16000
+Convolution = tuple[Count, Count, Count]
+"""Channels, kernel and stride."""
 RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
 
@@ -37,7 +41,7 @@ class WaveStem(nn.Module):
     No frame of an item depends on samples beyond the item, so padding needs no handling here.
     """
 
-    def __init__(self, dim: int, convs: Sequence[Sequence[int]] = RELEASED_CONVS):
+    def __init__(self, dim: int, convs: Sequence[Convolution] = RELEASED_CONVS):
         super().__init__()
         widths = [1] + [channels for channels, _, _ in convs]
         self.convs = nn.ModuleList(
@@ -60,5 +64,5 @@ class WaveStem(nn.Module):
             x = F.gelu(norm(conv(x)))
         return self.proj(self.norm(x))
 
-    def token_lengths(self, samples: Count) -> Count:
+    def token_lengths(self, samples: Number) -> Number:
         return (samples - self.receptive_field) // self.hop + 1

@@ -46,7 +46,7 @@ def _read(entry: Mapping[str, Any], index: int) -> TermOptions:
     where = f"objective.{index}"
     if not isinstance(entry, Mapping) or "term" not in entry:
         raise UserError(f"{where} is {entry!r}; write it as {{term: contrastive}}")
-    key = entry["term"]
+    key = str(entry["term"])
     if key not in TERMS:
         raise UserError(f"{where}.term {key!r} is not known; {nearest(key, TERMS)}; {HINT}")
     return build(TERMS[key].Options, entry, f"objective.{entry.get('name') or key}")

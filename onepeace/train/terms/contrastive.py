@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from onepeace import losses
+from onepeace.config.reader import Share
 from onepeace.data.batch import Batch
 from onepeace.data.builder import multi_positive_ids
 from onepeace.device import upload
@@ -35,7 +36,7 @@ class PairsOptions(TermOptions):
 class ContrastiveOptions(PairsOptions):
     multi_positive: bool = False
     """Whether items with the same caption or class are positives of each other."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     detach_keys: bool = False
     """Whether keys have no gradient, as in the released code."""
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from onepeace import losses
+from onepeace.config.reader import Positive, Share
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
@@ -26,8 +27,8 @@ class MaskedTokens(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingOptions(TermOptions):
-    scale: float = 2.5
-    label_smoothing: float = 0.0
+    scale: Positive = 2.5
+    label_smoothing: Share = 0.0
     teacher: Literal["unimodal", "joint"] | None = None
     """Unmasked pass of the teacher; null = the same kind as the student's."""
     keys: Literal["local", "global"] = "local"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from onepeace import losses
+from onepeace.config.reader import Positive
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
@@ -17,7 +18,7 @@ from onepeace.train.term import Term, TermContext, TermOptions, TrainingData
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions(TermOptions):
     teacher: TeacherOptions
-    scale: float = 10.0
+    scale: Positive = 10.0
 
 
 class Distillation(Term[DistillationOptions]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace import losses
+from onepeace.config.reader import Share
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.errors import UserError
@@ -107,7 +108,7 @@ def multi_hot(values: Sequence[Mapping[str, float]], number: Mapping[str, int]) 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationOptions(SupervisedOptions):
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
 
 class Classification(Supervised[ClassificationOptions]):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace import losses
-from onepeace.config.reader import Positive
+from onepeace.config.reader import Finite, Positive
 from onepeace.data.batch import Batch
 from onepeace.model import Trained
 from onepeace.train import parallel
@@ -21,7 +21,7 @@ from onepeace.train.terms.contrastive import Pairs, PairsOptions
 class SigmoidOptions(PairsOptions):
     scale: Positive = 10.0
     """Scale of the cosines (``model.logit_scale``) at the start, unless that is another model."""
-    bias: float = -10.0
+    bias: Finite = -10.0
     """Bias of the logits at the start: nearly all pairs are wrong (open_clip's numbers)."""
 
 
