@@ -3,8 +3,8 @@
 A shard is whole if it ends as a tar ends, with two blocks of zeros, and has a sample. Anything else, such as half a
 download or the page of a proxy, is an `UnreadableShard`, and nothing of it is kept. A plain tar on the disk is read in
 place. Others (compressed, or at addresses that fsspec opens) are copied to a folder of the cache, which also holds the
-index of every shard, and which all processes of a machine share. A member of a copy is used only if it has the checksum
-that it had when it was copied; otherwise the copy is made anew.
+index of every shard, and which all processes of a machine share. A copy is used only if it has the size, and a member
+of it the checksum, that it had when it was copied; otherwise the copy is made anew.
 """
 
 import errno
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.errors import UserError, reason_of
+from onepeace.errors import UserError, one_line, reason_of
 from onepeace.files.atomic import cache_folder, remove_unfinished_in, write_atomic
 from onepeace.files.derived import read_derived, write_derived
 from onepeace.files.source import describe, scheme
@@ -37,7 +37,7 @@ CACHE_BYTES = 20e9
 """Default limit of the folder of the cache."""
 KEPT_SHARE = 0.9
 """Share of the limit down to which files are removed."""
-RULES = "whole 3"
+RULES = "whole 4"
 """Part of the names of copies and indexes; another text makes all of them anew."""
 READ_PAUSES: Sequence[float] = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
@@ -131,9 +131,9 @@ class ShardFile:
         raise self.failure
 
     def _read_once(self, extent: "Extent") -> bytes:
-        if self.is_copy and not os.path.exists(self.path):  # to make room, or as it was damaged
-            forget_open_files()
+        if self.is_copy and not self._is_whole():  # but removed to make room, cut, or damaged
             open_shard(self.address, self.cache_bytes)
+            forget_open_files()
         opened = _opened(self)
         status = os.fstat(opened.descriptor)
         state = FileState(status.st_size) if self.is_copy else _state_of(status)
@@ -151,6 +151,11 @@ class ShardFile:
                 os.unlink(self.path)
             raise OSError(f"its copy in the cache is damaged: {self.path}")
         return data
+
+    def _is_whole(self) -> bool:
+        with suppress(FileNotFoundError):
+            return os.fstat(_opened(self).descriptor).st_size == self.state.size
+        return False
 
 
 class Extent(NamedTuple):
@@ -289,8 +294,9 @@ def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
             fields = _read_index(files) or _make_index(address, tar, index)
             if is_copied or name.startswith("00"):  # listing the folder for each of many indexes would take long
                 _make_room(folder, cache_bytes, keep=files)
+    num_bytes = fields.pop("num_bytes")
     if is_copied:
-        state = FileState(tar.stat().st_size)
+        state = FileState(num_bytes)
     return Shard(ShardFile(address, str(tar), state, cache_bytes), **fields)
 
 
@@ -304,8 +310,8 @@ def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
     else:
         fields = index_tar(tar)
     arrays = dict(fields)
-    texts = {name: arrays.pop(name) for name in ("keys", "layouts")}
-    write_derived(index, index.stem, arrays, texts)
+    about = {name: arrays.pop(name) for name in ("keys", "layouts", "num_bytes")}
+    write_derived(index, index.stem, arrays, about)
     return fields
 
 
@@ -352,6 +358,11 @@ def _opened(file: ShardFile) -> OpenFile:
     return OpenFile(file.path)
 
 
+def _size_of(path: str | Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
 def forget_open_files() -> None:
     """Close the files that this process keeps open for reading."""
     _opened.cache_clear()
@@ -366,7 +377,7 @@ def _state_of(status: os.stat_result) -> FileState:
 
 
 def index_tar(path: Path) -> dict[str, Any]:
-    """The fields of a `Shard` by name, of an uncompressed tar, of which only the headers are read.
+    """The fields of a `Shard` by name, and "num_bytes", of an uncompressed tar, of which only the headers are read.
 
     Raises:
         _Failure: it is not whole.
@@ -394,6 +405,7 @@ def index_tar(path: Path) -> dict[str, Any]:
     return {
         "keys": keys,
         "layouts": [list(endings) for endings in layout_numbers],
+        "num_bytes": _size_of(path),
         "layout_of": np.array(layout_of, np.uint32),
         "member_starts": np.cumsum([0, *member_counts], dtype=np.int64),
         "offsets": offsets,
@@ -418,6 +430,8 @@ def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
                 last = member.name
+                if member.issparse():
+                    raise _Failure(f"{last} is stored as a sparse file; make the tar without that (tar without -S)")
                 if member.isreg():
                     yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": ""}
             end = tar.offset
@@ -425,6 +439,8 @@ def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:
         if last == "the beginning":
             raise _Failure(f"is not a tar: it has {size} bytes and begins with {_head(file)!r}") from error
         raise _Failure(f"is cut short: it ends within {last}, after {size} bytes") from error
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise _Failure(f"is damaged after {last}: a header of no possible file ({one_line(error)})") from error
     file.seek(end)
     rest = file.read(CHUNK_BYTES)
     if any(rest):
@@ -440,7 +456,7 @@ def _head(file: io.FileIO) -> bytes:
 
 
 def _read_index(files: Sequence[Path]) -> dict[str, Any] | None:
-    """The fields of an index, mapped into memory; None if it is damaged, or one of the files is missing.
+    """The fields of an index, mapped into memory; None if it is damaged, or a file is missing or has another size.
 
     Args:
         files: the index, and the copy of the shard if it has one; they are marked as used now.
@@ -451,7 +467,9 @@ def _read_index(files: Sequence[Path]) -> dict[str, Any] | None:
         index = read_derived(files[0], files[0].stem)
     except FileNotFoundError:
         return None
-    return None if index is None else {**index.about, **index.arrays}
+    if index is None or any(_size_of(copy) != index.about["num_bytes"] for copy in files[1:]):
+        return None
+    return {**index.about, **index.arrays}
 
 
 # Copies

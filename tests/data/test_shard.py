@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def contents(shard):
 
 END = 1024
 """Bytes of the two blocks of zeros that end a tar."""
+SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(10**18)}
+"""Fields of a member of ``tar -S``, with a size of no possible file."""
 
 
 def without_padding(tar):
@@ -75,6 +78,25 @@ def test_tar_that_is_not_whole_is_no_shard(tmp_path, alter, told):
     assert len(open_shard(str(path))) == 10
     path.write_bytes(alter(whole))
     with pytest.raises(UnreadableShard, match=rf"a\.tar: .*{told}"):
+        open_shard(str(path))
+
+
+@pytest.mark.parametrize(
+    ("format", "fields", "told"),
+    [
+        (tarfile.PAX_FORMAT, {"size": 2**94}, "is damaged after a.txt: a header of no possible file"),
+        (tarfile.GNU_FORMAT, {"size": 2**62, "type": tarfile.GNUTYPE_LONGNAME}, "is damaged .* no possible file"),
+        (tarfile.PAX_FORMAT, {"pax_headers": SPARSE}, "a.txt is stored as a sparse file"),
+    ],
+    ids=["size", "name", "sparse"],
+)
+def test_header_of_no_possible_file_is_no_shard(tmp_path, format, fields, told):
+    header = tarfile.TarInfo("a.txt")
+    for name, value in fields.items():
+        setattr(header, name, value)
+    path = tmp_path / "a.tar"
+    path.write_bytes(header.tobuf(format) + bytes(4 * 512))
+    with pytest.raises(UnreadableShard, match=rf"a\.tar: {told}"):
         open_shard(str(path))
 
 
@@ -299,6 +321,17 @@ def test_oldest_copies_give_way_and_are_made_again(tmp_path, cached, copies):
     assert not oldest_copy.exists()
     assert sum(path.stat().st_size for path in oldest_copy.parent.iterdir()) < 200_000
     assert len(first.members(0)["jpg"].read()) == 40_000
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_cut_copy_is_made_anew(tmp_path, cached, copies, is_open):
+    (path,) = write_compressed(tmp_path, 1)
+    shard = cached(path)
+    expected = contents(shard)
+    (copy,) = copies()
+    os.truncate(copy, 4096)
+
+    assert contents(shard if is_open else cached(path)) == expected
 
 
 def test_damaged_copy_is_made_anew(tmp_path, cached, copies):
