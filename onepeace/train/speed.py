@@ -1,4 +1,4 @@
-"""How fast a run is on its card: the share of the peak that its products reach, and a trace of some steps."""
+"""How fast a run is on its card: the shares of the peak that its products reach, and a trace of some steps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.profiler import profile, schedule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from onepeace.cards import card_called
+from onepeace.cards import Card, card_called
 from onepeace.device import card_name
 from onepeace.train import parallel
 from onepeace.train.sections import RunConfig
@@ -19,51 +19,73 @@ TRACE = "trace.json.gz"
 
 
 class ProductCounter(TorchDispatchMode):
-    """Counts the FLOPs of matrix products and convolutions."""
+    """Seconds that the matrix products and convolutions of a step would take at the peak of a card.
 
-    def __init__(self) -> None:
+    Args:
+        card: the card, whose peak depends on the type of the numbers.
+
+    Attributes:
+        seconds: those of the forward and backward passes.
+        recomputed: those of what the backward pass computes once more, as it was not stored.
+    """
+
+    def __init__(self, card: Card) -> None:
         super().__init__()
-        self.flops = 0
+        self.card = card
+        self.seconds = 0.0
+        self.recomputed = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         flops_of = flop_registry.get(func.overloadpacket)
         if flops_of is not None:
-            self.flops += flops_of(*args, **kwargs, out_val=result)
+            peak = self.card.bfloat16 if args[0].dtype == torch.bfloat16 else self.card.float32
+            seconds = flops_of(*args, **kwargs, out_val=result) / peak
+            # Within a backward pass, gradients are recorded only of what is computed once more.
+            if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+                self.recomputed += seconds
+            else:
+                self.seconds += seconds
         return result
 
 
 class Utilisation:
-    """Share of the peak of this process's card that the products of its steps reach (MFU).
+    """Shares of the peak of this process's card that the products of its steps reach.
 
-    They are counted in the first step, recomputed ones too; later steps have as many for each token. Nothing is counted
-    on a card that is not known, nor of compiled blocks, which the counter would keep from being compiled.
+    They are counted in one step; others have as many for each token. Nothing is counted on a card that is not known.
+
+    Attributes:
+        is_wanted: whether a step has to be counted, which is the same in all processes.
     """
 
-    def __init__(self, device: torch.device, bfloat16: bool, is_compiled: bool) -> None:
-        card = None if is_compiled else card_called(card_name(device))
-        self.peak = 0.0
-        """FLOPs per second; 0 if they are not known."""
-        if card is not None:
-            self.peak = card.bfloat16 if bfloat16 else card.float32
-        self.flops_per_token = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.card = card_called(card_name(device))
+        self.is_wanted = parallel.first_decides(self.card is not None)
+        self._useful = 0.0
+        """Seconds at the peak for each token."""
+        self._recomputed = 0.0
 
     @contextmanager
     def counting(self, tokens: int) -> Iterator[None]:
-        """Context of a step over some tokens of this process."""
-        if not self.peak or self.flops_per_token:
+        """Context of a step over some tokens of this process, in which nothing may be compiled."""
+        if not self.is_wanted or self.card is None:
             yield
             return
-        with ProductCounter() as counter:
+        with ProductCounter(self.card) as counter:
             yield
-        self.flops_per_token = counter.flops / tokens
+        self._useful = counter.seconds / tokens
+        self._recomputed = counter.recomputed / tokens
+        self.is_wanted = False
 
-    def share(self, tokens_per_second: float) -> dict[str, float]:
-        """The share of the peak as "mfu", if it is known."""
-        if not self.peak:
+    def shares(self, tokens_per_second: float) -> dict[str, float]:
+        """Shares of the peak: "mfu" (model FLOPs utilisation), and "hfu" (hardware FLOPs utilisation), in which what
+        is recomputed counts too; empty if they are not known."""
+        if not self._useful:
             return {}
-        return {"mfu": round(self.flops_per_token * tokens_per_second / self.peak, 4)}
+        mfu = self._useful * tokens_per_second
+        hfu = mfu + self._recomputed * tokens_per_second
+        return {"mfu": round(mfu, 4), "hfu": round(hfu, 4)}
 
 
 @contextmanager

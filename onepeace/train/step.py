@@ -67,6 +67,15 @@ class Stepper:
         self._update(grad_norm)
         return StepResult(losses, grad_norm)
 
+    def rehearse(self, step: int, batches: Sequence[Batch]) -> None:
+        """Compute a step without the compiler and without an update, after which everything is as before."""
+        statistics = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
+        self.objective.at_step(step)
+        with torch.compiler.set_stance("force_eager"):
+            self.forward_backward(batches)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)

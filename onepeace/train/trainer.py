@@ -141,7 +141,7 @@ class Trainer:
         if self.start < recipe.schedule.steps:
             self.steps.open(self.start)
         self.averages = Averages()
-        self.utilisation = Utilisation(device, parts.use_bfloat16, recipe.run.compile)
+        self.utilisation = Utilisation(device)
         self.journal = open_log(recipe, self.start) if parallel.rank() == 0 else None
         self.account = Account(self.steps, self.cursors)
         self.unusable = UnusableSteps(recipe.run.out)
@@ -199,8 +199,12 @@ class Trainer:
         for batch in batches:
             tokens.update({key: int(lengths.sum()) for key, lengths in batch.lengths.items()})
         remedy = "raise run.grad_cache_chunks, set run.recompute to blocks, or lower run.batch_size"
-        with memory_remedy(f"no memory for step {step}; {remedy}"), self.utilisation.counting(tokens.total()):
-            result = self.stepper(step, batches, self._learning_rate(step))
+        with memory_remedy(f"no memory for step {step}; {remedy}"):
+            if self.recipe.run.compile and self.utilisation.is_wanted:
+                with self.utilisation.counting(tokens.total()):
+                    self.stepper.rehearse(step, batches)
+            with self.utilisation.counting(tokens.total()):
+                result = self.stepper(step, batches, self._learning_rate(step))
         self.account.add(step_data)
         self.cursors = {**step_data.cursors, **self.account.state()}
         self.unusable.add(step, batches, result)
@@ -253,7 +257,7 @@ class Trainer:
         self.cursors.update(self.account.state())
         means, speed = self.averages.take(left_out=self.unusable.check())
         tokens_per_second = sum(speed[name] for name in speed if name.startswith("tokens_per_second/"))
-        speed |= self.utilisation.share(tokens_per_second / parallel.world_size())
+        speed |= self.utilisation.shares(tokens_per_second / parallel.world_size())
         scale = self.model.logit_scale
         temperature = {} if scale is None else {"logit_scale": scale.exp().item()}
         line = {

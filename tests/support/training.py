@@ -134,7 +134,7 @@ def stem_recipe(root, out, views, data=(), run=(), freeze=("adapters.*.stem.netw
     )
 
 
-CLOCK = {"items_per_second", "tokens_per_second", "mfu", "data_wait", "seconds", "peak_gigabytes"}
+CLOCK = {"items_per_second", "tokens_per_second", "mfu", "hfu", "data_wait", "seconds", "peak_gigabytes"}
 """Fields of a log that are not the same in two runs."""
 
 

@@ -3,14 +3,16 @@
 import gzip
 import json
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
 from support.training import make_recipe
+from torch.utils.checkpoint import checkpoint
 
 from onepeace.cards import CARDS, card_called
 from onepeace.errors import UserError
-from onepeace.train import logging, trainer
+from onepeace.train import logging, speed, trainer
 from onepeace.train.logging import Averages, read_log
 from onepeace.train.speed import TRACE, Utilisation
 
@@ -27,29 +29,52 @@ def test_tokens_a_second(monkeypatch):
     assert not averages.tokens
 
 
-def test_share_of_the_peak(monkeypatch):
-    """A product of 4 x 8 and 8 x 6 and its backward pass are 3 x 2 x 4 x 8 x 6 FLOPs, counted once."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    utilisation = Utilisation(torch.device("cuda"), bfloat16=True, is_compiled=False)
-    assert utilisation.peak == CARDS["h100"].bfloat16
-    utilisation.peak = 1000.0
-    left = torch.ones(4, 8, requires_grad=True)
-    right = torch.ones(8, 6, requires_grad=True)
-    for tokens in (4, 400):
-        with utilisation.counting(tokens):
-            (left @ right).sum().backward()
-    flops_per_token = 3 * 2 * 4 * 8 * 6 / 4
-    assert utilisation.share(2.0) == {"mfu": pytest.approx(flops_per_token * 2.0 / 1000.0)}
+def product(left, right):
+    """A product of 4 x 8 and 8 x 6 numbers: 2 x 4 x 8 x 6 FLOPs."""
+    return left @ right
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_share_is_left_out_where_it_is_not_known(monkeypatch, is_compiled):
-    name = "NVIDIA H100 80GB HBM3" if is_compiled else "NVIDIA RTX A6000"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    utilisation = Utilisation(torch.device("cuda"), bfloat16=True, is_compiled=is_compiled)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shares_of_the_peak(monkeypatch, dtype, is_compiled):
+    """Products are counted in one step, with their backward passes and apart from what is recomputed."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    utilisation = Utilisation(torch.device("cuda"))
+    peak = CARDS["h100"].bfloat16 if dtype == torch.bfloat16 else CARDS["h100"].float32
+    compiled = torch.compile(product, backend="eager") if is_compiled else product
+    left = torch.ones(4, 8, dtype=dtype, requires_grad=True)
+    right = torch.ones(8, 6, dtype=dtype, requires_grad=True)
+    stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    for tokens in (4, 400):
+        with stance, utilisation.counting(tokens):
+            checkpoint(compiled, left, right, use_reentrant=False, early_stop=False).sum().backward()
+
+    shares = utilisation.shares(0.01 * peak)
+    flops = 2 * 4 * 8 * 6 / 4
+    assert shares == {"mfu": pytest.approx(0.01 * 3 * flops), "hfu": pytest.approx(0.01 * 4 * flops)}
+
+
+def test_shares_are_left_out_where_they_are_not_known(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA RTX A6000")
+    utilisation = Utilisation(torch.device("cuda"))
     with utilisation.counting(1):
-        torch.ones(2, 2) @ torch.ones(2, 2)
-    assert utilisation.share(1.0) == {}
+        product(torch.ones(2, 2), torch.ones(2, 2))
+    assert utilisation.shares(1.0) == {}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_counting_changes_no_step(root, tmp_path, monkeypatch, compile):
+    """Under run.compile, a step is computed once more to be counted; what is trained stays the same."""
+    files = []
+    for name in ("tesla t4", "h100"):
+        monkeypatch.setattr(speed, "card_name", lambda _, name=name: name)
+        run = {"batch_size": 4, "log_every": 1, "compile": compile}
+        folder = trainer.train(make_recipe(root, tmp_path / name, steps=2, run=run))
+        (line, _) = read_log(folder.parent / "log.jsonl")
+        assert ("mfu" in line) == ("hfu" in line) == (name == "h100")
+        files.append((folder / "model.safetensors").read_bytes())
+
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
