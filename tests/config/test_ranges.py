@@ -25,8 +25,6 @@ from onepeace.train.terms import TERMS
 RECIPES = Path(__file__).parents[2] / "recipes"
 OTHERS = {"dim", "num_heads", "num_tables"}
 """Numbers that the model gives to its adapters and stems, whose ranges are those of its own fields."""
-CHECKED = {f"{name}.at" for name in ("Captions", "Retrieval", "SameClass", "ZeroShot")}
-"""Numbers that `check_at` compares."""
 
 
 def configured():
@@ -68,7 +66,7 @@ def test_every_number_has_a_range():
                 bare += bare_numbers(hint, f"{cls.__name__}.{name}", seen)
 
     assert len(seen) > 60
-    assert {name for name in bare if name.rpartition(".")[2] not in OTHERS} == CHECKED
+    assert not {name for name in bare if name.rpartition(".")[2] not in OTHERS}
 
 
 @pytest.mark.parametrize(
