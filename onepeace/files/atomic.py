@@ -77,6 +77,9 @@ def held(path: Path) -> Iterator[None]:
     """Context in which `is_held` is True for a file or folder, also after it is renamed; any number may be in it.
 
     filelock would need a second file, which a killed process leaves behind too, so the file itself is locked.
+
+    Raises:
+        FileNotFoundError: it was removed or renamed meanwhile.
     """
     if fcntl is None:
         yield
@@ -84,29 +87,44 @@ def held(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for `unless_held`
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(path)
         yield
     finally:
         os.close(descriptor)
 
 
-def is_held(path: Path) -> bool | None:
-    """Whether a process is in `held` for a file or folder; None if it is gone, or the system cannot tell."""
-    if fcntl is None:
-        return None
+@contextmanager
+def unless_held(path: Path) -> Iterator[bool | None]:
+    """Context which no process enters `held` in for a file or folder; yields whether one is in it already, or None if
+    the file is gone, or the system cannot tell."""
+    descriptor = None
+    is_held: bool | None = None
+    with suppress(OSError):  # gone meanwhile, of another user, or without locks
+        if fcntl is not None:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            is_held = _is_refused(descriptor)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:  # gone meanwhile, or of another user
-        return None
+        yield is_held
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_refused(descriptor: int) -> bool:
+    """Whether a file cannot be locked by one process alone; OSError if there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
     return False
+
+
+def is_held(path: Path) -> bool | None:
+    """What `unless_held` yields."""
+    with unless_held(path) as is_held_now:
+        return is_held_now
 
 
 def cache_folder() -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import UNFINISHED, Locked, cache_folder, held, is_held, marked, remove_unfinished_in
-from onepeace.index.database import DATABASE, INDEX_FORMAT, Damaged, OtherVersion, Store, is_index, sql_below, writing
+from onepeace.files.atomic import UNFINISHED, Locked, cache_folder, held, marked, remove_unfinished_in, unless_held
+from onepeace.index.database import DATABASE, INDEX_FORMAT, Damaged, OtherVersion, Store, is_index, writing
 from onepeace.index.index import Index
+from onepeace.index.items import sql_below
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
 from onepeace.index.sources import listed
@@ -135,9 +136,9 @@ def _forget_small() -> None:
             except (Damaged, OtherVersion):
                 delete(folder)
     for folder in sorted(last_used, key=last_used.__getitem__)[: -MOST_SMALL + 1]:
-        with suppress(UserError, FileNotFoundError):
+        with suppress(UserError, FileNotFoundError), unless_held(folder) as is_held:
             # else it is searched, or was meanwhile
-            if not is_held(folder) and os.path.getmtime(folder / DATABASE) == last_used[folder]:
+            if not is_held and os.path.getmtime(folder / DATABASE) == last_used[folder]:
                 delete(folder)
 
 

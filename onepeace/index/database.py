@@ -21,7 +21,7 @@ import numpy as np
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import LOCK, locked, make_folder, sync, write_atomic
-from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
+from onepeace.index.items import IN_LIST, NAMES, Item, Span, Words
 
 DATABASE = "index.sqlite"
 INDEX_FORMAT = "10"
@@ -77,10 +77,6 @@ FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
 INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}, digest) VALUES ({', '.join('?' * (len(NAMES) + 2))})"  # noqa: S608
 INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
 INSERT_WORDS = "INSERT INTO words VALUES (?, ?, ?, ?, ?)"
-ANY_ENDS = (os.sep, SEPARATOR)
-"""What follows the path of a folder, or of a table or shard, in the path of a file inside it."""
-IN_LIST = "IN (SELECT value FROM json_each(?))"
-"""Condition for any number of values, given as one list in JSON."""
 
 
 def build_again(folder: Path) -> str:
@@ -530,23 +526,3 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
 def _is_ours(name: str) -> bool:
     """Whether a killed run may have left a file of this name in a folder that has no database yet, or no longer."""
     return name in (LOCK, *(DATABASE + ending for ending in SIDE_FILES)) or LEFTOVER.fullmatch(name) is not None
-
-
-def sql_below(paths: Iterable[str]) -> str:
-    """SQL condition for files at these paths, and in folders, tables and shards at these paths."""
-    conditions = []
-    for path in paths:
-        conditions.append(f"path = X'{os.fsencode(path).hex()}'")
-        for end in ANY_ENDS:
-            first = os.fsencode(path.removesuffix(end) + end)
-            after_last = first[:-1] + bytes([first[-1] + 1])
-            conditions.append(f"path >= X'{first.hex()}' AND path < X'{after_last.hex()}'")
-    return _any_of(conditions)
-
-
-def _any_of(conditions: Sequence[str]) -> str:
-    """One condition of several; halved, as SQLite limits how deep a condition is nested."""
-    if len(conditions) == 1:
-        return f"({conditions[0]})"
-    middle = len(conditions) // 2
-    return f"({_any_of(conditions[:middle])} OR {_any_of(conditions[middle:])})"

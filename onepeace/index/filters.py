@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.walk import Globs
-from onepeace.index.database import IN_LIST, sql_below
-from onepeace.index.sources import modalities_by_suffix
+from onepeace.index.items import IN_LIST, sql_below
 
 SYNONYMS = {
     "image": ("images", "picture", "pictures", "photo", "photos"),
@@ -371,6 +370,8 @@ def _error(node: ast.expr, what: str) -> UsageError:
 
 def kinds() -> list[str]:
     """The kinds of files: the built-in ones, and the modalities that were registered."""
+    from onepeace.index.sources import modalities_by_suffix  # not above: the help of commands needs no numpy
+
     return list(dict.fromkeys([*SYNONYMS, *modalities_by_suffix().values()]))
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +110,10 @@ class Words(NamedTuple):
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl")
 SEPARATOR = "::"
+ANY_ENDS = (os.sep, SEPARATOR)
+"""What follows the path of a folder, or of a table or shard, in the path of a file inside it."""
+IN_LIST = "IN (SELECT value FROM json_each(?))"
+"""Condition for any number of values, given as one list in JSON."""
 _ENDINGS = "|".join(map(re.escape, (*SHARDS, *TABLES)))
 _CONTAINER = re.compile(rf"(.+?(?:{_ENDINGS})){SEPARATOR}", re.IGNORECASE | re.DOTALL)
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -151,3 +155,23 @@ def name_and_place(path: str) -> tuple[str, str]:
 def without_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON and file names may contain, but UTF-8 cannot encode."""
     return _SURROGATES.sub("\ufffd", text)
+
+
+def sql_below(paths: Iterable[str]) -> str:
+    """SQL condition for files at these paths, and in folders, tables and shards at these paths."""
+    conditions = []
+    for path in paths:
+        conditions.append(f"path = X'{os.fsencode(path).hex()}'")
+        for end in ANY_ENDS:
+            first = os.fsencode(path.removesuffix(end) + end)
+            after_last = first[:-1] + bytes([first[-1] + 1])
+            conditions.append(f"path >= X'{first.hex()}' AND path < X'{after_last.hex()}'")
+    return _any_of(conditions)
+
+
+def _any_of(conditions: Sequence[str]) -> str:
+    """One condition of several; halved, as SQLite limits how deep a condition is nested."""
+    if len(conditions) == 1:
+        return f"({conditions[0]})"
+    middle = len(conditions) // 2
+    return f"({_any_of(conditions[:middle])} OR {_any_of(conditions[middle:])})"

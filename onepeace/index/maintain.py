@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from onepeace.errors import UsageError, UserError
 from onepeace.extensions import plugin
 from onepeace.files.walk import Unreadable
-from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, failing, is_index, sql_below, writing
+from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, failing, is_index, writing
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
-from onepeace.index.items import places_of
+from onepeace.index.items import places_of, sql_below
 from onepeace.index.match import banks_of, calibration_by_words, read_calibration
 from onepeace.index.query import uses_text_branch
 from onepeace.index.record import Recorder, Report

@@ -22,7 +22,7 @@ from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import cache_folder
 from onepeace.hub.download import RELEASED
-from onepeace.hub.resolve import BUNDLED
+from onepeace.hub.resolve import BUNDLED, BUNDLED_NAMES
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.plan.step import Meter, as_on_a_gpu, tensors_in
@@ -121,9 +121,9 @@ def planned_config(recipe: Recipe) -> Config:
 
 def _is_here(source: str) -> bool:
     """Whether ``model.from`` can be read without a download."""
-    is_released = source in RELEASED and not Path(source).is_dir()
-    is_local = not is_released or (cache_folder() / source).is_dir()
-    return is_local and (model_folder(source) / "config.yaml").exists()
+    if not Path(source).is_dir() and source in RELEASED:
+        return (cache_folder() / source).is_dir()
+    return source in BUNDLED_NAMES or (model_folder(source) / "config.yaml").exists()
 
 
 def planned_model(recipe: Recipe, config: Config) -> Trained:

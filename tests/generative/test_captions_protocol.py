@@ -98,6 +98,6 @@ def test_captions_find_their_items(measured):
     first = rows_by_metric["caption to image R@1"]
     assert first.value == pytest.approx(2 / 3)
     assert first.chance == pytest.approx(1 / 3)
-    assert rows_by_metric["caption to image R@3"].value == 1
+    assert "caption to image R@3" not in rows_by_metric  # of three, it is always 1
     assert rows_by_metric["caption to image R@1 (most frequent)"].value == 0
     assert rows_by_metric["caption to image R@1 (nearest)"].value == 1
