@@ -1,4 +1,4 @@
-"""Text vocabularies: four ways to create one, one format to store it.
+"""Text vocabularies: five ways to create one, one format to store it.
 
 Every model folder contains a `tokenizer.json` of the `tokenizers` package. Regardless of its source, its ids are
 `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and prepends nothing. The four names are
@@ -9,6 +9,7 @@ like any others. `TextPieces` does the lower-casing, the prefix space and the le
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 ORIGINAL_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 BART_FILES = ("vocab.json", "merges.txt")
+FIRST_PRIVATE = 0xF0000
+"""First character of Unicode's planes for private use, which have 131,000."""
 # CLIP's rule: no space in front of a word, every digit alone. White space itself is dropped.
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -49,6 +52,49 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
     trained.train_from_iterator((f" {clean_text(caption)}" for caption in captions), trainer)
     model = json.loads(trained.to_str())["model"]
     return _byte_level(model["vocab"], [tuple(pair) for pair in model["merges"]])
+
+
+def extend_bpe(tokenizer: "Tokenizer", captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Add pieces learned on captions, such as those of other languages, to a byte-level BPE.
+
+    All pieces keep their ids, and new merges come after the old ones, so a text without a new piece has the same ids as
+    before. Texts are also brought into one form of Unicode (NFKC). `vocab_size` includes the old pieces; the
+    vocabulary is smaller if the captions have nothing left to merge.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    content = json.loads(tokenizer.to_str())
+    vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+    if vocab_size < len(vocab):
+        raise UserError(f"vocab_size {vocab_size} is less than the {len(vocab)} pieces that are to be extended")
+    # A Turkish capital, of which lower() makes an i with a dot above that no composed letter stands for.
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("i\u0307", "i")])
+    words: Counter[str] = Counter()
+    for caption in captions:
+        text = normalizer.normalize_str(f" {clean_text(caption)}")
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    # The trainer merges characters: every old piece is one, of the planes for private use.
+    coded: Counter[str] = Counter()
+    for word, count in words.items():
+        coded["".join(chr(FIRST_PRIVATE + token.id) for token in tokenizer.model.tokenize(word))] += count
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=[chr(FIRST_PRIVATE + index) for index in range(len(SPECIALS), len(vocab))],
+        show_progress=False,
+    )
+    trained.train_from_iterator(coded.elements(), trainer)
+    pieces = {index: piece for piece, index in vocab.items()}
+    for pair in json.loads(trained.to_str())["model"]["merges"]:
+        old_pair = ["".join(pieces[ord(character) - FIRST_PRIVATE] for character in part) for part in pair]
+        merged = "".join(old_pair)
+        if merged not in vocab and len(vocab) == vocab_size:
+            break
+        vocab.setdefault(merged, len(vocab))
+        merges.append(old_pair)
+    content["normalizer"] = json.loads(normalizer.__getstate__())
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def from_released(folder: str | Path) -> "Tokenizer":

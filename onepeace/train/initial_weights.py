@@ -13,12 +13,15 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.model import Trained
 from onepeace.model.stems import PretrainedStem
+from onepeace.processors.tokenizer import read_tokenizer
 from onepeace.train import parallel
 from onepeace.train.model_config import is_read_like
 from onepeace.train.optim import matching
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+EMBEDDING = "adapters.text.token_embed.weight"
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a model's weights by name."""
@@ -96,10 +99,24 @@ def start_weights(recipe: Recipe, config: Config, shapes: Shapes) -> dict[str, T
         if parallel.rank() == 0:
             log.info("model.copy: %s starts with %d weights of %s", new, len(copied), old)
         weights = {**copied, **weights}
+    if recipe.tokenizer.extend and EMBEDDING in weights:
+        weights[EMBEDDING] = _extended(weights[EMBEDDING], shapes[EMBEDDING][0], folder, Path(recipe.run.out))
     fitted = _fitted(weights, shapes, config)
     used = {name: fitted[name] for name in shapes if name in fitted}
     _check_shapes(used, shapes, folder)
     return used
+
+
+def _extended(table: Tensor, num_rows: int, old_folder: Path, new_folder: Path) -> Tensor:
+    """The token embedding with rows for the pieces of an extended vocabulary, each the mean of its old pieces."""
+    old = read_tokenizer(old_folder / "tokenizer.json")
+    new = read_tokenizer(new_folder / "tokenizer.json")
+    extended = table.new_zeros(num_rows, table.shape[1])
+    extended[: len(table)] = table
+    for index in range(len(table), min(new.get_vocab_size(), num_rows)):
+        parts = [token.id for token in old.model.tokenize(new.id_to_token(index))]
+        extended[index] = table[parts].float().mean(0)
+    return extended
 
 
 def _copied(weights: Mapping[str, Tensor], shapes: Shapes, new: str, old: str) -> dict[str, Tensor]:

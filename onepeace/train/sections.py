@@ -47,6 +47,10 @@ class TokenizerConfig:
     """A tokenizer.json of a model of ours, or the model's folder, relative to the working folder. That of the released
     one-peace has GPT-2's vocabulary (50,265, case kept), as in the paper."""
 
+    extend: bool = False
+    """Whether the vocabulary of model.from grows to vocab_size by pieces of the captions, such as those of other
+    languages. A new piece starts with the mean of the pieces that it consists of."""
+
     def __post_init__(self) -> None:
         if self.name is not None and self.file is not None:
             raise UserError("tokenizer.name and tokenizer.file both name a vocabulary; give one of them")

@@ -282,13 +282,19 @@ def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:
         return tokenizer.read_tokenizer(path / TOKENIZER if path.is_dir() else path)
     start_folder = recipe.fetch_start_folder()
     if start_folder is not None and (start_folder / "tokenizer.json").exists():
-        return tokenizer.read_tokenizer(start_folder / "tokenizer.json")
+        start = tokenizer.read_tokenizer(start_folder / "tokenizer.json")
+        return tokenizer.extend_bpe(start, _captions(recipe, sources), options.vocab_size) if options.extend else start
     if options.name == "clip":
         return tokenizer.from_open_clip()
+    return tokenizer.train_bpe(_captions(recipe, sources), options.vocab_size)
+
+
+def _captions(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> list[str]:
+    """The different captions that the vocabulary is trained on."""
     captions: set[str] = set()
     for source in sources:
         captions.update(captions_of(recipe.data, islice(source, FIRST)))
-    return tokenizer.train_bpe(sorted(captions), options.vocab_size)
+    return sorted(captions)
 
 
 def make_processors(config: Config, folder: Path) -> dict[str, Processor]:

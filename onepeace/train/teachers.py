@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from onepeace.config.reader import nearest
 from onepeace.device import bfloat16_is_fast, choose_device, upload
+from onepeace.embed.embedder import load
 from onepeace.errors import UserError, one_line
 from onepeace.model.stems.timm import create_network
 from onepeace.processors import AudioProcessor
@@ -182,9 +183,26 @@ PREPARES: dict[str, Callable[[Any, str], Prepare]] = {
     "audio": _prepare_sounds,
 }
 
+
+def own_teacher(name: str, modality: str, output: str = "features") -> Teacher:
+    """A model that `onepeace.load` opens: items of one modality -> their vectors (n, E) in its shared space."""
+    if output != "features":
+        raise UserError(f"the teacher onepeace:{name} has no {output}")
+    model = load(name)
+    model.processor(modality, projected=True)
+
+    def encode(items: list[Any]) -> Tensor:
+        if modality == "audio":
+            items = [(samples, SAMPLE_RATE) for samples in items]
+        return model._encode(items, modality, batch_size=BATCH, progress=False)
+
+    return encode
+
+
 TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {
     "timm": timm_teacher,
     "transformers": transformers_teacher,
+    "onepeace": own_teacher,
 }
 """Constructors by library: (name of a model, modality, "features" or "scores") -> teacher."""
 
@@ -197,15 +215,16 @@ class TeacherOptions:
     """Key of TEACHERS."""
     name: str
     """Model of the library: its name there, a repository on the Hub, or a folder."""
-    reads: Literal["items", "captions"] = "items"
-    """Input of the teacher: the items or their captions."""
+    reads: Literal["items", "captions", "first"] = "items"
+    """Input of the teacher: the items, their captions, or the first caption of an item whichever is drawn, as where the
+    others are its translations."""
 
     def __post_init__(self) -> None:
         if self.library not in TEACHERS:
             raise UserError(f"teacher.library {self.library!r} is not known; {nearest(self.library, TEACHERS)}")
 
     def __str__(self) -> str:
-        return f"{self.library}:{self.name}"
+        return f"{self.library}:{self.name}" + (":first" if self.reads == "first" else "")
 
 
 class TeacherTable(NamedTuple):

@@ -160,14 +160,17 @@ class TrainingData:
             UserError: the teacher cannot be loaded, or two items of one name differ.
         """
         items: dict[str, Any]
-        if modality == "text":
+        if modality == "text" and teacher.reads == "captions":
             items = dict.fromkeys(self._captions())
         else:
             items = self._items(modality, f"a teacher's {output}")
         load = self._loader(modality)
 
         def read(name: str) -> Any:
-            return name if modality == "text" else load(items[name].read(modality))
+            sample = items[name]
+            if sample is None:
+                return name
+            return sample.captions[0] if teacher.reads == "first" else load(sample.read(modality))
 
         return teacher_table(teacher, items, read, self.frozen_folder, modality, output)
 

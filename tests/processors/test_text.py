@@ -11,6 +11,7 @@ from support.golden import golden_json
 from support.hub_layouts import golden_vocabulary
 from tokenizers import Tokenizer, models, processors
 
+from onepeace.errors import UserError
 from onepeace.processors import tokenizer as vocabularies
 from onepeace.processors.text import TextProcessor
 from onepeace.processors.tokenizer import clean_text
@@ -136,6 +137,24 @@ def test_trained_bpe_does_not_depend_on_the_order_of_captions(trained):
 def test_trained_bpe_learns_cleaned_words(trained, processor):
     assert len(ids_of(processor, "...Dog")) == 2, "one piece for a frequent word, and eos"
     assert trained.decode(ids_of(processor, "Naïve 日本 \x00")[:-1]) == " naïve 日本 \x00"
+
+
+def test_extended_bpe_reads_known_texts_as_before_and_new_ones_in_fewer_pieces(trained, processor):
+    german = ["zwei hunde am strand", "hunde am strand", "İki köpek", "iki köpek"]
+    extended = vocabularies.extend_bpe(trained, german, 350)
+
+    assert extended.get_vocab_size() == 350
+    assert extended.get_vocab(with_added_tokens=False).items() >= trained.get_vocab(with_added_tokens=False).items()
+    new = TextProcessor(extended)
+    for caption in CAPTIONS:
+        assert ids_of(new, caption) == ids_of(processor, caption)
+    assert len(ids_of(new, german[0])) < len(ids_of(processor, german[0]))
+    assert ids_of(new, "İki köpek") == ids_of(new, "iki ko\u0308pek")
+
+
+def test_vocabulary_is_extended_to_more_pieces_than_it_has(trained):
+    with pytest.raises(UserError, match="vocab_size 300 is less than the 330 pieces"):
+        vocabularies.extend_bpe(trained, CAPTIONS, 300)
 
 
 def test_clip_vocabulary_cuts_like_open_clip(tmp_path):

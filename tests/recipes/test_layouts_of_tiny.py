@@ -1,5 +1,7 @@
 """The layouts that only the recipes of the bundled model read."""
 
+import gzip
+import json
 import sys
 import types
 from pathlib import Path
@@ -120,6 +122,26 @@ def test_macs_has_captions_and_place(prepare):
     assert captions(record) == ["people talk", "a child laughs"]
     assert record.about["label"] == "airport"
     assert "MACS.yaml: 1 of 2 audio files are missing (macs_public_square-paris-1-2-a" in shards.err
+
+
+def test_texts_in_several_languages_begin_with_english(prepare):
+    caption = {"en": "A dog", "de": "Ein Hund", "fr": "Un chien", "cs": "Pes"}
+    noun = {"kind": "animal", "en": ["dog", "hound"], "de": ["Hund"], "ja": ["犬"]}
+    files = {
+        "train.jsonl.gz": gzip.compress(json.dumps(caption).encode()),
+        "words.jsonl.gz": gzip.compress(json.dumps(noun).encode()),
+    }
+    shards = prepare("languages", "sentences=0.01", files=files)
+
+    texts = {key: captions(record) for key, record in shards.train.items()}
+    assert texts.pop("caption_00001") == ["A dog", "Ein Hund", "Un chien", "Pes"]
+    assert texts.pop("noun_00001") == ["dog", "hound", "Hund", "犬"]
+    templates = [texts.pop(key) for key in list(texts) if key.startswith("template")]
+    assert len(templates) == 3
+    for english, german, japanese in templates:
+        assert ("dog" in english, "Hund" in german, "犬" in japanese) == (True, True, True)
+    assert texts
+    assert {len(sentence) for sentence in texts.values()} == {11}
 
 
 def test_words_come_alone_and_in_sentences(prepare):

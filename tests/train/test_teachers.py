@@ -1,14 +1,19 @@
 """Teachers of other libraries: their own vectors, of each item alone, from their own preprocessing."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 from support import outside_models
+from support.random_model import save_random_model
+from support.small_shards import write_tar
 from support.training import MODEL, make_recipe
 from torch.nn import functional
 
+import onepeace
 from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
@@ -196,6 +201,33 @@ def test_run_stores_outputs_of_its_teacher(root, tmp_path):
     load = AudioProcessor().load
     sounds = [load(sample.read("audio")) for sample in samples.values()]
     assert_stored(table, samples, make_teacher(tmp_path / "clap", "audio")(sounds))
+
+
+def test_text_branch_learns_the_vectors_of_the_first_caption_in_an_extended_vocabulary(tmp_path):
+    save_random_model(tmp_path / "start", ("text",))
+    texts = {"dog": ["a dog on the beach", "ein hund am strand"], "cat": ["two cats", "zwei katzen"]}
+    members = {f"{key}.json": json.dumps({"captions": captions}).encode() for key, captions in texts.items()}
+    write_tar(tmp_path / "texts.tar", members)
+    teacher = {"library": "onepeace", "name": str(tmp_path / "start"), "reads": "first"}
+    start = onepeace.load(tmp_path / "start", device="cpu")
+    size = start.processor("text").vocab_size + 8
+    recipe = make_recipe(
+        tmp_path,
+        tmp_path / "run",
+        steps=30,
+        pair="text",
+        model={"from": str(tmp_path / "start"), "adapters": {"text": {"vocab_size": size}}},
+        tokenizer={"vocab_size": size, "extend": True},
+        data={"train": [{"shards": "texts.tar", "pair": ["text"], "weight": 12}], "frozen_folder": str(tmp_path)},
+        objective={"distillation/text": {"teacher": teacher, "vectors": True, "scale": 20.0}},
+    )
+    trainer.train(recipe)
+
+    trained = onepeace.load(tmp_path / "run" / "model", device="cpu")
+    english, german = (start.encode_text([texts[key][i] for key in texts]) for i in (0, 1))
+    learned = trained.encode_text([texts[key][1] for key in texts])
+    assert trained.processor("text").vocab_size > start.processor("text").vocab_size
+    assert (learned * english).sum(1).min() > (german * english).sum(1).max()
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ from onepeace.train.term import Term, TermContext, TermOptions, TrainingData
 class DistillationOptions(TermOptions):
     teacher: TeacherOptions
     scale: Positive = 10.0
+    vectors: bool = False
+    """Whether the item's vector in the shared space learns the teacher's features as they are, such as those of another
+    model folder; otherwise CLS features do, through a linear layer, and the features are standardised."""
 
 
 class Distillation(Term[DistillationOptions]):
@@ -29,6 +32,10 @@ class Distillation(Term[DistillationOptions]):
     def __init__(self, options: DistillationOptions, model: Trained, prepared: TeacherTable):
         super().__init__(options, model)
         features = prepared.features.float()
+        self.head: nn.Module = nn.Identity()
+        self.teacher = prepared._replace(features=features)
+        if options.vectors:
+            return
         # Pooled features share a large mean, without which cosines separate pictures better.
         normalized = (features - features.mean(0)) / (features.std(0) + 1e-6)
         self.teacher = prepared._replace(features=normalized)
@@ -36,23 +43,29 @@ class Distillation(Term[DistillationOptions]):
 
     @classmethod
     def check(cls, options: DistillationOptions, context: TermContext) -> None:
-        if options.one_modality() == "text" and options.teacher.reads != "captions":
+        reads = options.teacher.reads
+        if options.one_modality() == "text" and reads == "items":
             raise UserError("a teacher of text reads captions; set teacher.reads: captions", where=options.where)
+        if options.vectors and options.one_modality() not in context.config.model.projections:
+            raise UserError(
+                f"vectors: the model has no vectors of {options.one_modality()}; see model.projections",
+                where=options.where,
+            )
 
     @classmethod
     def prepare(cls, options: DistillationOptions, data: TrainingData) -> TeacherTable:
-        if options.teacher.reads == "captions":
-            return data.features(options.teacher, "text")
-        return data.features(options.teacher, options.one_modality())
+        modality = options.one_modality() if options.teacher.reads == "items" else "text"
+        return data.features(options.teacher, modality)
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Features (n, F) of the items in the teacher's table, and the teacher's features of them."""
         batch = passes.batch
         # Items that are not in the table, such as mixed clips, are left out.
         names = batch.captions if self.options.teacher.reads == "captions" else batch.keys
-        cls_tokens = passes.unimodal(self.options.one_modality()).cls
-        vectors, features = self.teacher.known(names, cls_tokens)
-        return self.head(vectors), features
+        modality = self.options.one_modality()
+        vectors = passes.embedding(modality) if self.options.vectors else passes.unimodal(modality).cls
+        known, features = self.teacher.known(names, vectors)
+        return self.head(known), features
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
         keys, _ = parallel.gather_ragged(outputs[1])
