@@ -194,7 +194,7 @@ def own_teacher(name: str, modality: str, output: str = "features") -> Teacher:
     def encode(items: list[Any]) -> Tensor:
         if modality == "audio":
             items = [(samples, SAMPLE_RATE) for samples in items]
-        return model._encode(items, modality, batch_size=BATCH, progress=False)
+        return model.encode([{modality: item} for item in items], batch_size=BATCH, progress=False)
 
     return encode
 
