@@ -492,7 +492,10 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 
 
 def no_index(folder: Path) -> UserError:
-    return UsageError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)
+    """Error for a folder that is no index, which may be one of files to be indexed."""
+    path = shlex.quote(str(folder))
+    arguments = f"my.index {path}" if folder.is_dir() else f"{path} FILES"
+    return UsageError(f"no index there; make one with: onepeace index build {arguments}", where=folder)
 
 
 @contextmanager

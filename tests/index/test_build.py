@@ -1,5 +1,6 @@
 """Building an index: what is known of each file, and where nothing is built."""
 
+import re
 import shutil
 
 import numpy as np
@@ -121,6 +122,13 @@ def test_no_index_of_folders_without_files(build, index, tmp_path):
     with pytest.raises(UsageError, match=f"{tmp_path / 'empty'}$"):
         build(tmp_path / "empty")
     assert not index.exists()
+
+
+def test_folder_of_files_is_not_proposed_as_the_folder_of_their_index(words, tmp_path):
+    with pytest.raises(UserError, match=rf"onepeace index build my.index {re.escape(str(words))}$"):
+        Index.open(words)
+    with pytest.raises(UserError, match=rf"onepeace index build {re.escape(str(tmp_path / 'new'))} FILES$"):
+        Index.open(tmp_path / "new")
 
 
 def test_no_index_where_there_is_something_else(build, words):
