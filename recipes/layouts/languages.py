@@ -34,15 +34,16 @@ PER_NOUN = 3
 class Languages(Layout):
     """Texts whose first caption is English, and whose others say the same in other languages.
 
-    SOURCE is a folder with train.jsonl.gz (captions by language) and words.jsonl.gz (nouns by language and
-    their kind). All is training data of
-    one modality, but val.jsonl.gz (as train.jsonl.gz, with the keys of pictures): with val/flickr8k in the output, its
-    pictures are written anew for each language, with the caption in it.
+    SOURCE is a folder with train.jsonl.gz (captions by language) and words.jsonl.gz (nouns by language and their kind).
+    All is training data of one modality, but val.jsonl.gz (as train.jsonl.gz, with the keys of pictures): with
+    val/flickr8k in the output, its pictures are written anew for each language, with the caption in it.
     """
 
     sentences: Probability = option(0.5, "share of the combinations of subject, action and place")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        for name in ("train.jsonl.gz", "words.jsonl.gz"):
+            next(_rows(folder / name), None)  # an error before anything is written
         pictures = {record.key: record for record in held_out("flickr8k")}
         if pictures:
             for language in CAPTIONS:

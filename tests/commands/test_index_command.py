@@ -53,7 +53,8 @@ def assert_names_unreadable(text, folder):
     assert f"  {folder}/empty.ogg: the file is empty" in text
 
 
-def test_build_says_what_was_added_and_what_failed(run_index, index, folder):
+def test_build_says_what_was_added_and_what_failed(run_index, index, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("onepeace.index.cache.indexes_folder", lambda: tmp_path)  # no files of other tests
     out, err = run_index("build", index, folder, code=1)
     assert out == ""
     assert err[:3] == [
