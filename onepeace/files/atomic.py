@@ -97,7 +97,7 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def unless_held(path: Path) -> Iterator[bool | None]:
-    """Context which no process enters `held` in for a file or folder; yields whether one is in it already, or None if
+    """Context in which no process enters `held` for a file or folder; yields whether one is in it already, or None if
     the file is gone, or the system cannot tell."""
     descriptor = None
     is_held: bool | None = None
@@ -122,7 +122,7 @@ def _is_refused(descriptor: int) -> bool:
 
 
 def is_held(path: Path) -> bool | None:
-    """What `unless_held` yields."""
+    """Whether a process is in `held` for a file or folder; None if it is gone, or the system cannot tell."""
     with unless_held(path) as is_held_now:
         return is_held_now
 

@@ -1,4 +1,4 @@
-"""What encodes the queries of an index: its model, opened when it is first needed, or the text branch of that."""
+"""The encoder of an index's queries: its model, opened when it is first needed, or the text branch of that."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Reading(threading.local):
-    """What a thread reads at the moment."""
+    """The state that a thread reads at the moment."""
 
     state: State | None = None
 

@@ -111,7 +111,7 @@ class Connections:
 
 
 class Generation:
-    """What the readers of one generation of an index share.
+    """The parts of one generation of an index that its readers share.
 
     Args:
         store: a connection that sees it.

@@ -1,1 +1,1 @@
-"""Training: recipe.py (options), build.py (what a step needs), run.py (state of a run), loop.py (the steps)."""
+"""Training: recipe.py (options), setup.py (what a run needs), trainer.py (a run), step.py (a step), terms/ (losses)."""
