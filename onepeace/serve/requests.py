@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
 from onepeace.index.filters import all_of, compile_condition, short_forms
+from onepeace.index.items import without_surrogates
 from onepeace.serve.limits import Limits
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
@@ -272,6 +273,8 @@ class Decoder:
     def text(self, value: str, name: str) -> str:
         if len(value) > self.limits.characters:
             raise Refused(413, f"{name}: {len(value)} characters are above the limit of {self.limits.characters}")
+        if without_surrogates(value) != value:
+            raise Refused(422, f"{name}: {MESSAGES['string_unicode']}")
         return value
 
     def picture(self, data: bytes, name: str) -> object:

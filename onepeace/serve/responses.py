@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +34,16 @@ class AsciiJSON(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class VectorsJSON(AsciiJSON):
+    """JSON response with many numbers, which pydantic writes in an eighth of the time."""
+
+    def render(self, content: Any) -> bytes:
+        try:
+            return to_json(content)
+        except ValueError:  # half of a surrogate pair in a message
+            return super().render(content)
 
 
 class OpenFileResponse(FileResponse):

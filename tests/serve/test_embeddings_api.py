@@ -59,6 +59,7 @@ def test_vectors_in_base64(embed, model):
         ([{"image": png(700, 900)}] * 2, 413, "input[1].image"),
         ([{"audio": wav(5)}] * 3, 413, "input[2].audio"),
         (["a" * 201], 413, "input[0].text"),
+        (["a", "a \ud800"], 422, "input[1].text: has a lone surrogate"),
         ([], 422, "input"),
         ([{"image": png(20_000, 20_000)}], 413, "1000000"),
         ({"text": 5}, 422, "input[0]: text"),

@@ -193,16 +193,21 @@ def test_client_that_hangs_up_leaves_the_queue(model, collection, monkeypatch):
 @pytest.mark.parametrize("limits", [Limits(queue=2), Limits(requests=2), Limits(bodies=200)])
 def test_beyond_the_limit_is_503_at_once_and_probes_are_answered(model, monkeypatch, limits):
     client = model_client(model, limits)
-    with client, gated(monkeypatch, "text") as gate, ThreadPoolExecutor(2) as pool:
+    with client, gated(monkeypatch, "text") as gate, ThreadPoolExecutor(3) as pool:
         padding = "x" * 40
+        jobs = client.app_service.queue().jobs
         accepted = [pool.submit(vectors_of, client, [f"{padding}{number}"]) for number in range(2)]
-        assert has(lambda: len(client.app_service.queue().jobs) == 2)
-        refused = client.post("/v1/embeddings", json={"input": [padding + padding]})
+        assert has(lambda: len(jobs) == 2)
+        asked = pool.submit(client.post, "/v1/embeddings", json={"input": [padding + padding]})
+        has(lambda: asked.done() or len(jobs) > 2)
+        is_at_once = asked.done()
+        probes = [client.get(path).status_code for path in ("/health", "/ready", "/metrics")]
+        gate.open()
+        assert is_at_once
+        assert probes == [200] * 3
+        refused = asked.result()
         assert "try again" in assert_error(refused, 503)
         assert refused.headers["retry-after"] == "1"
-        for path in ("/health", "/ready", "/metrics"):
-            assert client.get(path).status_code == 200
-        gate.open()
         assert [len(answer.result(SECONDS)) for answer in accepted] == [1, 1]
         assert len(vectors_of(client, [TEXT])) == 1
 
